@@ -1,0 +1,1 @@
+"""One small file a command: options in, one call, printed result."""

@@ -1,0 +1,117 @@
+"""Experiment files: YAML with the globals at the top and a section for each command, as kraken 7 reads them.
+
+precision: bf16-mixed
+num_workers: 4
+train:
+  training_data: [train.lst]
+  format_type: xml
+  lrate: 1e-3
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distrib.config.fields import types_of
+from distrib.config.sections import KRAKEN_SECTIONS, SECTIONS, Globals
+from distrib.config.values import make_section, nearest
+from distrib.errors import InputError
+
+STORED_NAME = "experiment.yml"
+"""The resolved experiment that every run keeps in its directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentFile:
+    """The raw values of an experiment file, checked: globals, and each section's own."""
+
+    globals: Mapping[str, Any] = field(default_factory=dict)
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def read_experiment(path: Path) -> ExperimentFile:
+    """Read and check an experiment file. Raises InputError naming the file and the key that is wrong."""
+    document = _load_yaml(path)
+    global_names = types_of(Globals)
+    top: dict[str, Any] = {}
+    sections: dict[str, Mapping[str, Any]] = {}
+    for key, value in document.items():
+        if key in SECTIONS:
+            if value is not None and not isinstance(value, Mapping):
+                raise InputError(f"{path}: section `{key}` must hold options, not {value!r}.")
+            sections[key] = value or {}
+        elif key in global_names:
+            top[key] = value
+        elif key not in KRAKEN_SECTIONS:
+            known = [*global_names, *SECTIONS]
+            raise InputError(
+                f"{path}: `{key}` is neither a global option nor a section{nearest(str(key), known)}."
+            )
+    try:
+        make_section(Globals, "", top)
+        for name, values in sections.items():
+            make_section(SECTIONS[name], name, values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return ExperimentFile(globals=top, sections=sections)
+
+
+def stored_experiment(resume: Path) -> ExperimentFile:
+    """The experiment that a run directory, or that of a checkpoint, was started with; empty without one.
+
+    Its run directory replaces the stored one: a run may have been moved since.
+    """
+    directory = resume if resume.is_dir() else resume.parent
+    file = directory / STORED_NAME
+    if not file.is_file():
+        return ExperimentFile()
+    stored = read_experiment(file)
+    sections = {
+        name: {**values, "checkpoint_path": str(directory)} if "checkpoint_path" in values else values
+        for name, values in stored.sections.items()
+    }
+    return ExperimentFile(globals=stored.globals, sections=sections)
+
+
+def dump_experiment(globals_: Globals, section_name: str, section: Any) -> str:
+    """The resolved experiment as YAML that :func:`read_experiment` takes back to equal values."""
+    import yaml
+
+    document = _plain(globals_) | {section_name: _plain(section)}
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
+def _load_yaml(path: Path) -> Mapping[Any, Any]:
+    import yaml
+
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "not text in UTF-8"
+        raise InputError(f"{path}{line}: not a YAML experiment file ({problem}).") from None
+    if document is None:
+        return {}
+    if not isinstance(document, Mapping):
+        raise InputError(f"{path}: not an experiment file; it must hold options as `name: value`.")
+    return document
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    return {item.name: _plain_value(getattr(section, item.name)) for item in dataclasses.fields(section)}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain_value(item) for item in value]
+    return value

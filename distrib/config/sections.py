@@ -1,0 +1,316 @@
+"""The sections of an experiment: kraken 7's options with their names, short forms and defaults, and ours.
+
+Each class is one section of the YAML file and one command of the command line; :class:`Globals` is the top
+of both. Options that kraken does not have stand last in each class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from distrib.config.fields import argument, option
+
+Precision = Literal[
+    "transformer-engine",
+    "transformer-engine-float16",
+    "16-true",
+    "16-mixed",
+    "bf16-true",
+    "bf16-mixed",
+    "32-true",
+    "64-true",
+]
+GroundTruthFormat = Literal["path", "xml", "alto", "page"]
+DataFormat = Literal["path", "xml", "alto", "page", "binary"]
+LineTypeName = Literal["baselines", "bbox"]
+Normalization = Literal["NFD", "NFKD", "NFC", "NFKC"]
+BaseDirection = Literal["L", "R", "auto"]
+WeightsFormat = Literal["safetensors", "coreml"]
+QuitMode = Literal["early", "fixed", "aneal"]
+OptimizerName = Literal["Adam", "SGD", "RMSprop", "Lamb", "AdamW"]
+ScheduleName = Literal[
+    "constant", "1cycle", "exponential", "step", "reduceonplateau", "cosine", "cosine_warm_restarts"
+]
+ResizeMode = Literal["add", "union", "both", "new", "fail"]
+
+DEFAULT_SPEC = (
+    "[1,120,0,1 Cr3,13,32 Do0.1,2 Mp2,2 Cr3,13,32 Do0.1,2 Mp2,2 Cr3,9,64 Do0.1,2 Mp2,2 "
+    "Cr3,9,64 Do0.1,2 S1(1x0)1,3 Lbx200 Do0.1,2 Lbx200 Do0.1,2 Lbx200 Do]"
+)
+
+_FORMAT_HELP = (
+    "Format of the data: ALTO or PageXML files (xml detects which), path for line images with a .gt.txt "
+    "beside each"
+)
+_DATA_FORMAT_HELP = _FORMAT_HELP + ", binary for compiled data sets."
+_BASE_DIR_HELP = "Base text direction; auto takes what the ground truth states, else each line's own."
+_REORDER_HELP = "Reorder code points to display order."
+_NORMALIZATION_HELP = "Unicode normalization of the ground truth."
+_WHITESPACE_HELP = "Normalize Unicode whitespace in the ground truth."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Globals:
+    """Options of every command: the top of the command line and of an experiment file."""
+
+    verbose: int = option(0, "-v", "--verbose", count=True, help="Say more; -vv adds tracebacks to errors.")
+    device: str = option(
+        "auto", "-d", "--device", help="Device to compute on: auto, cpu, mps, cuda, cuda:0, ..."
+    )
+    precision: Precision = option("32-true", "--precision", help="Numerical precision of training.")
+    num_workers: int = option(1, "--workers", minimum=0, help="Worker processes reading data.")
+    num_threads: int = option(1, "--threads", minimum=1, help="Threads of a process for computing.")
+    seed: int | None = option(
+        None,
+        "-s",
+        "--seed",
+        minimum=0,
+        maximum=2**32 - 1,
+        help="Seed of initial weights, order and dropout (else 42) and of the automatic split.",
+    )
+    deterministic: bool = option(
+        False,
+        "-r",
+        "--deterministic",
+        off=("--no-deterministic",),
+        help="Use deterministic algorithms only.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compile:
+    """Compile ground truth into a binary data set."""
+
+    output: Path = option(Path("dataset.arrow"), "-o", "--output", help="Data set file to write.")
+    format_type: GroundTruthFormat = option("xml", "-f", "--format-type", help=_FORMAT_HELP + ".")
+    files: tuple[Path, ...] = option(
+        (), "-F", "--files", help="File with further paths, one a line; may be given more than once."
+    )
+    linetype: LineTypeName | None = option(
+        None,
+        "--linetype",
+        help="Line images cut along baselines and polygons (default for XML) or as bounding boxes.",
+    )
+    force_type: Literal["bbox", "baseline"] | None = option(
+        None, "--force-type", help="Type recorded in the data set, however its lines were cut."
+    )
+    skip_empty_lines: bool = option(
+        True,
+        "--skip-empty-lines",
+        off=("--keep-empty-lines",),
+        help="Leave out lines without text; keep them for pretraining.",
+    )
+    recordbatch_size: int = option(100, "--recordbatch-size", minimum=1, help="Lines of a record batch.")
+    legacy_polygons: bool = option(False, "--legacy-polygons", help="Use the line extractor of kraken < 5.")
+    ground_truth: tuple[str, ...] = argument("[GROUND_TRUTH]...")
+    report: Path | None = option(
+        None, "--report", help="Write what was left out here, one JSON object a line: source, line, reason."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """What train and pretrain share; the class attributes that differ are set again below."""
+
+    arch: Literal["vgsl"] = option("vgsl", "--arch", help="Architecture family.")
+    batch_size: int = option(1, "-B", "--batch-size", minimum=1, help="Lines of a batch.")
+    padding: int = option(
+        16, "--pad", minimum=0, help="Columns of padding left and right of a line, in pixels."
+    )
+    checkpoint_path: Path = option(Path("model"), "-o", "--output", help="Directory of the run.")
+    weights_format: WeightsFormat = option(
+        "safetensors", "--weights-format", help="Format of the exported weights file."
+    )
+    spec: str = option(DEFAULT_SPEC, "-s", "--spec", help="VGSL spec without output layer, which is added.")
+    load: Path | None = option(None, "-i", "--load", help="Weights file or checkpoint to start from.")
+    resume: Path | None = option(None, "--resume", help="Checkpoint or run directory to continue.")
+    freq: float = option(
+        1.0, "-F", "--freq", above=0.0, help="Epochs between validations, as a fraction or a whole number."
+    )
+    quit: QuitMode = option("early", "-q", "--quit", help="When to stop.")
+    epochs: int = option(-1, "-N", "--epochs", minimum=-1, help="Epochs to train for; -1: no limit.")
+    min_epochs: int = option(0, "--min-epochs", minimum=0, help="Epochs before early stopping may stop.")
+    lag: int = option(10, "--lag", minimum=1, help="Validations without improvement before stopping.")
+    min_delta: float = option(
+        0.0, "--min-delta", minimum=0.0, help="Smallest improvement that counts for early stopping."
+    )
+    optimizer: OptimizerName = option("AdamW", "--optimizer", help="Optimizer.")
+    lrate: float = option(1e-3, "-r", "--lrate", above=0.0, help="Learning rate.")
+    momentum: float = option(0.9, "-m", "--momentum", minimum=0.0, help="Momentum (SGD, RMSprop).")
+    weight_decay: float = option(0.0, "-w", "--weight-decay", minimum=0.0, help="Weight decay.")
+    gradient_clip_val: float = option(
+        1.0, "--gradient-clip-val", minimum=0.0, help="Largest norm of the gradient; 0: any."
+    )
+    accumulate_grad_batches: int = option(
+        1, "--accumulate-grad-batches", minimum=1, help="Batches of one optimizer step."
+    )
+    warmup: int = option(0, "--warmup", minimum=0, help="Steps of rising learning rate.")
+    schedule: ScheduleName = option("constant", "--schedule", help="Learning rate schedule.")
+    gamma: float = option(
+        0.1, "-g", "--gamma", above=0.0, help="Decay factor of exponential, step and reduceonplateau."
+    )
+    step_size: int = option(
+        10, "-ss", "--step-size", minimum=1, help="Validations between decays of exponential and step."
+    )
+    rop_patience: int = option(
+        5, "--sched-patience", minimum=0, help="Validations that reduceonplateau waits."
+    )
+    cos_t_max: int = option(
+        10, "--cos-max", minimum=1, help="Epoch of the lowest learning rate of cosine schedules."
+    )
+    cos_min_lr: float = option(
+        1e-6, "--cos-min-lr", minimum=0.0, help="Lowest learning rate of cosine schedules."
+    )
+    partition: float = option(
+        0.9, "-p", "--partition", above=0.0, maximum=1.0, help="Share of the lines trained on, without -e."
+    )
+    training_data: tuple[Path, ...] = option(
+        (), "-t", "--training-data", help="File with paths of training data, one a line; repeatable."
+    )
+    evaluation_data: tuple[Path, ...] = option(
+        (), "-e", "--evaluation-data", help="File with paths of validation data; replaces -p; repeatable."
+    )
+    format_type: DataFormat = option("xml", "-f", "--format-type", help=_DATA_FORMAT_HELP)
+    linetype: LineTypeName | None = option(
+        None,
+        "--linetype",
+        help="Line type; by default baselines for XML, bbox for path, as recorded for binary.",
+    )
+    augment: bool = option(False, "--augment", off=("--no-augment",), help="Augment the line images.")
+    pl_logger: Literal["tensorboard", "wandb"] | None = option(
+        None, "--logger", help="Where to log metrics besides the run directory."
+    )
+    log_dir: Path | None = option(None, "--log-dir", help="Directory of the logger's files.")
+    legacy_polygons: bool = option(False, "--legacy-polygons", help="Use the line extractor of kraken < 5.")
+    ground_truth: tuple[str, ...] = argument("[GROUND_TRUTH]...")
+    split_by: Literal["line", "page"] = option(
+        "line", "--split-by", help="Unit of the automatic split: lines, or whole pages."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Learning):
+    """Train a recognition model."""
+
+    freeze_backbone: int = option(
+        0, "--freeze-backbone", minimum=0, help="Samples during which only the last layer learns."
+    )
+    normalization: Normalization | None = option(None, "-u", "--normalization", help=_NORMALIZATION_HELP)
+    normalize_whitespace: bool = option(
+        True,
+        "-n",
+        "--normalize-whitespace",
+        off=("--no-normalize-whitespace",),
+        help=_WHITESPACE_HELP,
+    )
+    codec: dict[str, Any] | Path | None = option(
+        None, "-c", "--codec", metavar="FILE", help="JSON file of a codec: character to labels."
+    )
+    resize: ResizeMode = option(
+        "fail",
+        "--resize",
+        help="What to do where the alphabets of data and loaded model differ: union adds characters, new "
+        "keeps only those of the data, fail stops (add and both are old names of union and new).",
+    )
+    bidi_reordering: bool = option(True, "--reorder", off=("--no-reorder",), help=_REORDER_HELP)
+    base_dir: BaseDirection = option("auto", "--base-dir", help=_BASE_DIR_HELP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(Learning):
+    """Pretrain a model on line images without transcriptions."""
+
+    batch_size: int = option(64, "-B", "--batch-size", minimum=1, help="Lines of a batch.")
+    min_epochs: int = option(100, "--min-epochs", minimum=0, help="Epochs before early stopping may stop.")
+    lrate: float = option(1e-6, "-r", "--lrate", above=0.0, help="Learning rate.")
+    weight_decay: float = option(0.01, "-w", "--weight-decay", minimum=0.0, help="Weight decay.")
+    warmup: int = option(32000, "--warmup", minimum=0, help="Samples of rising learning rate.")
+    schedule: ScheduleName = option("cosine", "--schedule", help="Learning rate schedule.")
+    cos_t_max: int = option(
+        100, "--cos-max", minimum=1, help="Epoch of the lowest learning rate of cosine schedules."
+    )
+    cos_min_lr: float = option(
+        1e-7, "--cos-min-lr", minimum=0.0, help="Lowest learning rate of cosine schedules."
+    )
+    mask_width: int = option(
+        4, "-mw", "--mask-width", minimum=1, help="Width of a mask in columns of the masked tensor."
+    )
+    mask_prob: float = option(
+        0.5,
+        "-mp",
+        "--mask-probability",
+        minimum=0.0,
+        maximum=1.0,
+        help="Probability that a mask starts at a column.",
+    )
+    num_negatives: int = option(
+        100, "-nn", "--num-negatives", minimum=1, help="Negative samples of the contrastive loss."
+    )
+    logit_temp: float = option(
+        0.1, "-lt", "--logit-temp", above=0.0, help="Temperature of the contrastive loss."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Test:
+    """Evaluate a model and report its errors."""
+
+    arch: Literal["vgsl"] = option("vgsl", "--arch", help="Architecture family.")
+    batch_size: int = option(1, "-B", "--batch-size", minimum=1, help="Lines of a batch.")
+    model: Path | None = option(None, "-m", "--model", help="Weights file or checkpoint to evaluate.")
+    test_data: tuple[Path, ...] = option(
+        (), "-e", "--test-data", help="File with paths of test data, one a line; repeatable."
+    )
+    format_type: DataFormat = option("xml", "-f", "--format-type", help=_DATA_FORMAT_HELP)
+    linetype: LineTypeName | None = option(
+        None,
+        "--linetype",
+        help="Line type; by default the model's for XML, bbox for path, as recorded for binary.",
+    )
+    padding: int = option(
+        16, "--pad", minimum=0, help="Columns of padding left and right of a line, in pixels."
+    )
+    bidi_reordering: bool = option(True, "--reorder", off=("--no-reorder",), help=_REORDER_HELP)
+    base_dir: BaseDirection = option("auto", "--base-dir", help=_BASE_DIR_HELP)
+    normalization: Normalization | None = option(None, "-u", "--normalization", help=_NORMALIZATION_HELP)
+    normalize_whitespace: bool = option(
+        True,
+        "-n",
+        "--normalize-whitespace",
+        off=("--no-normalize-whitespace",),
+        help=_WHITESPACE_HELP,
+    )
+    no_legacy_polygons: bool = option(
+        False, "--no-legacy-polygons", help="Never use the line extractor of kraken < 5."
+    )
+    test_set: tuple[str, ...] = argument("[TEST_SET]...")
+    json: Path | None = option(
+        None, "--json", help="Write the report as JSON to this file; - for standard output."
+    )
+    worst: int = option(0, "--worst", minimum=0, help="Print this many lines with the most errors.")
+    per_file: bool = option(False, "--per-file", help="Print the character error rate of each source file.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Convert checkpoints and weights files."""
+
+    output: Path = option(Path("model.safetensors"), "-o", "--output", help="Weights file to write.")
+    weights_format: WeightsFormat = option(
+        "safetensors", "--weights-format", help="Format of the weights file."
+    )
+    checkpoints: tuple[Path, ...] = argument("CHECKPOINTS...")
+
+
+SECTIONS: dict[str, type] = {
+    "compile": Compile,
+    "train": Train,
+    "test": Test,
+    "pretrain": Pretrain,
+    "convert": Convert,
+}
+
+KRAKEN_SECTIONS = frozenset({"segtrain", "segtest", "rotrain", "roadd", "publish"})
+"""Sections of kraken's experiment files for commands that are not ours; read past, never refused."""

@@ -1,0 +1,1 @@
+"""What people have: ALTO, PAGE, line pairs, manifests; read into pages, lines and line images."""

@@ -1,0 +1,1 @@
+"""The run itself: device and precision, checkpoints, run directory, events."""

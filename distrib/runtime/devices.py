@@ -1,0 +1,61 @@
+"""From `--device` and `--precision` to what Lightning and torch take."""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from distrib.errors import InputError
+
+
+def lightning_device(device: str) -> dict[str, Any]:
+    """``accelerator`` and ``devices`` of Lightning's Trainer for auto, cpu, mps, cuda, cuda:N.
+
+    Raises InputError for a device that this machine lacks.
+    """
+    kind, _, number = torch_device(device).partition(":")
+    if kind == "cuda":
+        return {"accelerator": "gpu", "devices": [int(number or 0)]}
+    return {"accelerator": kind, "devices": 1}
+
+
+def torch_device(device: str) -> str:
+    """The torch device for one process; auto is the first GPU, else the CPU."""
+    kind, _, number = device.partition(":")
+    if kind == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if kind not in ("cpu", "cuda", "gpu", "mps") or (number and not number.isdigit()):
+        raise InputError(f"--device {device}: unknown; use auto, cpu, cuda, cuda:N or mps.")
+    if kind in ("cuda", "gpu"):
+        if not torch.cuda.is_available():
+            raise InputError(
+                f"--device {device}: no GPU that torch can use on this machine; use cpu or auto."
+            )
+        if int(number or 0) >= torch.cuda.device_count():
+            raise InputError(
+                f"--device {device}: this machine has {torch.cuda.device_count()} GPU(s), counted from 0."
+            )
+        return f"cuda:{number or 0}"
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError("--device mps: not available on this machine; use cpu or auto.")
+    return kind
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Raise InputError where this machine has no such device or it cannot compute with ``precision``."""
+    found = torch_device(device)
+    if precision.startswith("transformer-engine") and importlib.util.find_spec("transformer_engine") is None:
+        raise InputError(f"--precision {precision}: the package transformer-engine is not installed.")
+    if precision.startswith("16") and found == "cpu":
+        raise InputError(f"--precision {precision}: float16 needs a GPU; use bf16-mixed on the CPU.")
+
+
+def autocast_of(precision: str, device: str) -> AbstractContextManager[Any]:
+    """The autocast context of a Lightning precision for inference on ``device``; none for full precisions."""
+    dtypes = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+    if precision not in dtypes:
+        return nullcontext()
+    return torch.autocast(device.partition(":")[0], dtype=dtypes[precision])

@@ -1,0 +1,1 @@
+"""The binary data sets: written once from ground truth, mapped for training."""

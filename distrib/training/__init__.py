@@ -1,0 +1,1 @@
+"""Lightning modules, optimisers, stopping, metrics, evaluation."""

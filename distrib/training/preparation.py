@@ -1,0 +1,158 @@
+"""What is decided before the first step: which lines are trained on, with which alphabet and codec."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from distrib.config.sections import Test, Train
+from distrib.errors import InputError
+from distrib.ground_truth.text import TextPipeline
+from distrib.model.codec import Codec
+from distrib.model.ctc import required_steps
+from distrib.stream.lines import SPLIT_CODES, LineCollection
+from distrib.stream.partition import training_mask
+
+Lines = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineSets:
+    """The lines of a collection to train on and those of another (or the same) to validate on."""
+
+    training: LineCollection
+    training_lines: Lines
+    validation: LineCollection
+    validation_lines: Lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What the texts of some lines hold: character counts, and the lines without any text."""
+
+    alphabet: Counter[str]
+    empty: Lines
+
+
+def split_lines(
+    training: LineCollection, validation: LineCollection | None, options: Train, seed: int
+) -> LineSets:
+    """Choose training and validation lines: ``-e``, else the data set's own splits, else by key.
+
+    Raises InputError where a side would be empty or ``--split-by page`` has no page names to go by.
+    """
+    lines = np.arange(len(training), dtype=np.int64)
+    if validation is not None:
+        held = np.arange(len(validation), dtype=np.int64)
+        return LineSets(training=training, training_lines=lines, validation=validation, validation_lines=held)
+    index = training.index()
+    if np.any(index.splits == SPLIT_CODES["validation"]):
+        chosen = (index.splits == SPLIT_CODES["validation"]).astype(bool)
+        usable = (index.splits != SPLIT_CODES["validation"]) & (index.splits != SPLIT_CODES["test"])
+        if not usable.any():
+            raise InputError("Every line is marked as validation or test; there is none left to train on.")
+        return _one_collection(training, lines[usable], lines[chosen])
+    keys = index.keys
+    if options.split_by == "page":
+        if index.page_keys is None:
+            raise InputError(
+                "--split-by page: the data set does not name the pages its lines come from; compile it with "
+                "`ketos compile`, or split by line."
+            )
+        keys = index.page_keys
+    mask = training_mask(keys, ratio=options.partition, seed=seed)
+    if mask.all():
+        raise InputError(
+            f"--partition {options.partition:g} of {lines.size} lines leaves none to validate on; give a "
+            "smaller share or validation data with -e."
+        )
+    return _one_collection(training, lines[mask], lines[~mask])
+
+
+def text_pipeline(options: Train | Test) -> TextPipeline:
+    """The text normalisation that a section with kraken's text options asks for."""
+    return TextPipeline(
+        normalization=options.normalization,
+        normalize_whitespace=options.normalize_whitespace,
+        reorder=options.bidi_reordering,
+        base_dir=options.base_dir,
+    )
+
+
+def survey(collection: LineCollection, lines: Lines, pipeline: TextPipeline) -> Survey:
+    """Count the characters of the chosen lines, as normalised."""
+    wanted = np.zeros(len(collection), dtype=bool)
+    wanted[lines] = True
+    alphabet: Counter[str] = Counter()
+    empty = []
+    for line, (text, base_dir) in enumerate(collection.texts()):
+        if wanted[line]:
+            normalised = pipeline(text, base_dir)
+            alphabet.update(normalised)
+            if not normalised:
+                empty.append(line)
+    return Survey(alphabet=alphabet, empty=np.asarray(empty, dtype=np.int64))
+
+
+def too_narrow(
+    collection: LineCollection,
+    lines: Lines,
+    steps: npt.NDArray[np.int64],
+    pipeline: TextPipeline,
+    codec: Codec,
+) -> Lines:
+    """Those of ``lines`` whose labels CTC cannot align with the ``steps`` (N,) the network gives them."""
+    available = dict(zip(lines.tolist(), steps.tolist(), strict=True))
+    narrow = []
+    for line, (text, base_dir) in enumerate(collection.texts()):
+        if line in available and required_steps(codec.encode(pipeline(text, base_dir))) > available[line]:
+            narrow.append(line)
+    return np.asarray(narrow, dtype=np.int64)
+
+
+def describe_alphabet(counts: Counter[str], *, limit: int = 60) -> str:
+    """The characters, commonest first, control and combining ones by code point."""
+    shown = [printable(character) for character, _ in counts.most_common(limit)]
+    rest = len(counts) - len(shown)
+    return " ".join(shown) + (f" and {rest} more" if rest > 0 else "")
+
+
+def alphabet_difference(training: Iterable[str], validation: Iterable[str]) -> tuple[list[str], list[str]]:
+    """(characters only in training, characters only in validation), sorted."""
+    ours, theirs = set(training), set(validation)
+    return sorted(ours - theirs), sorted(theirs - ours)
+
+
+def printable(character: str) -> str:
+    """A character as shown to a person: itself, or U+XXXX with its name where it has no shape of its own."""
+    if unicodedata.category(character)[0] in "CZM":
+        return f"U+{ord(character):04X}"
+    return character
+
+
+def load_codec(definition: dict[str, Sequence[int]] | None, alphabet: Counter[str]) -> Codec:
+    """The codec given, or a label for each character of the alphabet in code point order.
+
+    Raises InputError for an empty alphabet, an ambiguous codec or one that lacks a character.
+    """
+    if not alphabet:
+        raise InputError("The training lines hold no text at all; there is no alphabet to learn.")
+    if definition is None:
+        return Codec.from_alphabet(sorted(alphabet))
+    codec = Codec.from_mapping(definition)
+    missing = {character for character in alphabet if codec.unencodable(character)}
+    if missing:
+        listed = " ".join(printable(character) for character in sorted(missing))
+        raise InputError(f"The codec has no label for {listed}, which the training lines hold; add it.")
+    return codec
+
+
+def _one_collection(collection: LineCollection, training: Lines, validation: Lines) -> LineSets:
+    return LineSets(
+        training=collection, training_lines=training, validation=collection, validation_lines=validation
+    )

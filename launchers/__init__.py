@@ -1,0 +1,1 @@
+"""Running one command as N processes: local, SLURM, Ray."""

@@ -1,0 +1,32 @@
+"""Fixtures for facts and ground truth that lie beside the checkout, where they do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _beside_checkout(name: str, marker: str) -> Path:
+    """A folder beside the checkout; without it a test is skipped, or fails where CI demands it."""
+    directory = SHARED / name
+    if not directory.is_dir():
+        if marker in os.environ.get("KETOS_TESTS_REQUIRE", "").split():
+            pytest.fail(f"no {directory} beside this checkout, and tests marked {marker} must run here")
+        pytest.skip(f"no ../shared/{name} beside this checkout")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def oracle_dir() -> Path:
+    """The folder of facts recorded from kraken; skips the test where it is absent."""
+    return _beside_checkout("oracle", "oracle")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real ground truth; skips the test where it is absent."""
+    return _beside_checkout("data", "real")

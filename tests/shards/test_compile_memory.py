@@ -1,0 +1,55 @@
+"""Compiling needs as much memory for 400 large lines as for 20."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LINE_BYTES = 100_000
+
+SCRIPT = f"""
+import os, resource, sys
+from pathlib import Path
+from PIL import Image
+from distrib.ground_truth.records import LineImage
+from distrib.shards.compile import CompileJob, compile_dataset
+
+def read(source, **options):
+    for number in range(10):  # noise: its PNG is as large as its pixels
+        image = Image.frombytes("L", (500, {LINE_BYTES // 500}), os.urandom({LINE_BYTES}))
+        yield LineImage(source=source, line_id=str(number), text="text", image=image)
+
+if __name__ == "__main__":
+    pages, workers = int(sys.argv[1]), int(sys.argv[2])
+    job = CompileJob(sources=[Path(f"{{n}}.xml") for n in range(pages)], output=Path(sys.argv[3]),
+                     workers=workers, recordbatch_size=10)
+    compile_dataset(job, read=read)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def peak_bytes(tmp_path: Path, pages: int, workers: int) -> int:
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT), encoding="utf-8")
+    result = subprocess.run(
+        [sys.executable, script, str(pages), str(workers), tmp_path / "out.arrow"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(result.stdout)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_memory_does_not_grow_with_the_data(tmp_path: Path, workers: int) -> None:
+    """Growth with the data has killed jobs of people with large collections."""
+    few, many = (peak_bytes(tmp_path, pages, workers) for pages in (2, 40))
+    assert (tmp_path / "out.arrow").stat().st_size > 400 * LINE_BYTES
+    assert many - few < 100 * LINE_BYTES
