@@ -12,7 +12,7 @@ from distrib.cli.display import plural
 from distrib.cli.options import require_sources, section_command
 from distrib.config.experiment import STORED_NAME, dump_experiment
 from distrib.config.sections import Globals, Train
-from distrib.files import written_aside
+from distrib.files import written_whole
 
 if TYPE_CHECKING:
     from distrib.stream.lines import LineCollection
@@ -73,8 +73,8 @@ def _collections(globals_: Globals, options: Train) -> tuple[LineCollection, Lin
 def _store(globals_: Globals, options: Train) -> None:
     """Keep the resolved experiment in the run directory, so that a resume needs no other option."""
     stored = dataclasses.replace(options, resume=None)
-    with written_aside(options.checkpoint_path / STORED_NAME) as aside:
-        aside.write_text(dump_experiment(globals_, "train", stored), encoding="utf-8")
+    with written_whole(options.checkpoint_path / STORED_NAME) as file:
+        file.write(dump_experiment(globals_, "train", stored).encode())
 
 
 def _print_overview(overview: Overview) -> None:

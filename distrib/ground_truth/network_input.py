@@ -20,7 +20,8 @@ class NetworkInput:
 
     ``height`` or ``width`` 0 is variable: kept in proportion to the other, or as it is where both are.
     ``channels`` is 1 or 3; ``one_channel_mode`` ``"1"`` binarises, None and ``"L"`` keep grey levels.
-    ``pad`` white columns go left and right. ``centerline`` straightens the line along its centre
+    ``pad`` white columns go left and right where one side is in proportion to the other: an image whose
+    width is fixed or left alone is not padded. ``centerline`` straightens the line along its centre
     instead of merely scaling it and is meant for one channel and a fixed height.
     """
 
@@ -52,17 +53,21 @@ class NetworkInput:
         """Columns, padding included, for an image of this size; an estimate if along the centre line."""
         if self._follows_centerline:
             return estimate_width(width, height, self.height) + 2 * self.pad
-        return self._scaled_size(width, height)[0] + 2 * self.pad
+        return self._scaled_size(width, height)[0] + 2 * self._padding
 
     @property
     def _follows_centerline(self) -> bool:
         return self.centerline and self.channels == 1 and self.height > 0 and self.width == 0
 
+    @property
+    def _padding(self) -> int:
+        return self.pad if (self.height == 0) != (self.width == 0) else 0
+
     def _convert(self, image: Image.Image) -> Image.Image:
         if self.channels == 3:
             return image if image.mode == "RGB" else image.convert("RGB")
         if self.one_channel_mode == "1" and image.mode != "1":
-            image = image.convert("1")
+            return _binarize(image)
         return image if image.mode == "L" else image.convert("L")
 
     def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
@@ -78,7 +83,22 @@ class NetworkInput:
         if pixels.ndim == 2:
             pixels = pixels[:, :, None]
         height, width, channels = pixels.shape
-        brightest = max(int(pixels.max(initial=0)), _WHITE if self.pad else 0)
-        out = np.zeros((channels, height, width + 2 * self.pad), dtype=np.uint8)
-        np.subtract(np.uint8(brightest), pixels.transpose(2, 0, 1), out=out[:, :, self.pad : self.pad + width])
+        padding = self._padding
+        brightest = _WHITE if padding else int(pixels.max())
+        out = np.zeros((channels, height, width + 2 * padding), dtype=np.uint8)
+        inside = out[:, :, padding : padding + width]
+        np.subtract(np.uint8(brightest), pixels.transpose(2, 0, 1), out=inside)
         return out
+
+
+def _binarize(image: Image.Image) -> Image.Image:
+    """A black and white image (mode ``L``), cut where the two classes of grey are furthest apart (Otsu)."""
+    grey = image.convert("L")
+    counts = np.asarray(grey.histogram(), dtype=np.float64)
+    below = counts.cumsum()
+    mass = (counts * np.arange(256)).cumsum()
+    above = below[-1] - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
+    threshold = int(np.nan_to_num(between).argmax())
+    return grey.point([0] * (threshold + 1) + [_WHITE] * (255 - threshold))

@@ -132,9 +132,14 @@ def simplify(line: Points, tolerance: float) -> Points:
 
 
 def _cut_corners(polygon: Points) -> Points:
-    """The polygon with its corners cut at a quarter of each edge; its first and last point stay."""
+    """The polygon with its corners cut at a quarter of each edge.
+
+    The first and last point stay unless they are the same, which closes the polygon.
+    """
     edges = np.diff(polygon, axis=0)
     cut = np.stack([polygon[:-1] + edges / 4, polygon[:-1] + edges * 3 / 4], axis=1).reshape(-1, 2)
+    if np.array_equal(polygon[0], polygon[-1]):
+        return cut
     return np.concatenate([polygon[:1], cut, polygon[-1:]])
 
 
@@ -195,7 +200,6 @@ class _Course:
             ),
             normals=np.concatenate([self.normals[:1], *(bend.normals for bend in bends), self.normals[-1:]]),
         )
-
 
     def _bend(self, corner: int, *, reach: float) -> _Sections:
         """Cross sections along the quadratic Bézier curve that rounds one corner."""

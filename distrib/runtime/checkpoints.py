@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from distrib.errors import InputError, RunError
-from distrib.files import written_aside
+from distrib.files import written_whole
 from distrib.model.codec import Codec
 from distrib.model.vgsl import VGSLNetwork
 from distrib.model.weights import RecognitionModel
@@ -130,8 +130,8 @@ class AtomicCheckpointIO(CheckpointIO):
         """Write ``checkpoint`` to ``path``. Raises RunError where the disk does not take it."""
         target = Path(path)
         try:
-            with written_aside(target) as aside:
-                torch.save(checkpoint, aside)
+            with written_whole(target) as file:
+                torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
             raise RunError(f"{target}: the checkpoint could not be written ({error}).") from error
 

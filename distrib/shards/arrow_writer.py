@@ -13,6 +13,7 @@ from typing import Final
 import pyarrow as pa
 
 from distrib.errors import InputError
+from distrib.files import AsideFile, check_output, scratch_file, write_error
 from distrib.ground_truth.records import BaseDirection, LineType, Split
 from distrib.shards.arrow_schema import (
     LINES_TYPE,
@@ -25,7 +26,6 @@ from distrib.shards.arrow_schema import (
     line_key,
     page_key,
 )
-from distrib.shards.aside import AsideFile, check_output, scratch_file, write_error
 
 MAX_BATCH_BYTES: Final = 128 << 20
 """A batch with this many bytes of images is written before it has all its lines: it bounds memory, and

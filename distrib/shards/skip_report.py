@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+from distrib.files import AsideFile, check_output, write_error
 from distrib.ground_truth.records import Skip
-from distrib.shards.aside import AsideFile, check_output, write_error
 
 
 class SkipReport:

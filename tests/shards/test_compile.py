@@ -270,7 +270,7 @@ def test_a_folder_that_may_not_be_written(
     def denied(*_: object, **__: object) -> None:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr("distrib.shards.aside._create", denied)
+    monkeypatch.setattr("distrib.files._create", denied)
     with pytest.raises(InputError, match=r"may not write .*out\.arrow"):
         compile_dataset(path_job(tmp_path, sources))
 

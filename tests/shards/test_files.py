@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from distrib.errors import InputError, KetosError, RunError
+from distrib.files import AsideFile, write_error
 from distrib.shards.arrow import ArrowDataset
 from distrib.shards.arrow_writer import ArrowWriter
-from distrib.shards.aside import AsideFile, write_error
 
 from .conftest import Write, make_line
 
