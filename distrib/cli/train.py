@@ -84,7 +84,7 @@ def _print_overview(overview: Overview) -> None:
     characters = overview.training.alphabet
     click.echo(
         f"training on {plural(overview.training_lines, 'line')}, {plural(characters.total(), 'character')}; "
-        f"validating on {plural(overview.validation_lines, 'line')}"
+        f"validating on {plural(overview.validation_lines, 'line')}, {overview.origin}"
     )
     click.echo(f"alphabet of {len(characters)}: {describe_alphabet(characters)}")
     ours, theirs = alphabet_difference(characters, overview.validation.alphabet)

@@ -54,7 +54,7 @@ def estimate_width(width: int, height: int, target: int) -> int:
 
 def _find_center(ink: Pixels) -> npt.NDArray[np.int64]:
     """The row of the centre of the line in each column, (W,), of ink (H, W)."""
-    height, width = ink.shape
+    height = ink.shape[0]
     line = ink.astype(np.float32) / np.float32(ink.max())
     ridge = _smooth_rows(_gaussian_band(height, height * 0.5) @ line, height * _SMOOTHNESS)
     profile = _box_band(height, int(height * 0.5)) @ _mean_rows(line)
@@ -133,4 +133,5 @@ def _mean_rows(rows: Floats) -> Floats:
     sums = np.zeros((height, width + 1), dtype=np.float32)
     np.cumsum(rows, axis=1, out=sums[:, 1:])
     first = np.arange(width) - width // 2
-    return (sums[:, (first + width).clip(0, width)] - sums[:, first.clip(0, width)]) / np.float32(width)
+    inside = sums[:, (first + width).clip(0, width)] - sums[:, first.clip(0, width)]
+    return np.asarray(inside / np.float32(width), dtype=np.float32)

@@ -41,7 +41,7 @@ class NetworkInput:
     def __call__(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """The image as (C, H, W) uint8, ink high; the network's value is this over 255."""
         image = self._convert(image)
-        if self._follows_centerline:
+        if self.follows_centerline:
             image = normalize_centerline(image, self.height)
         else:
             size = self._scaled_size(*image.size)
@@ -51,12 +51,13 @@ class NetworkInput:
 
     def output_width(self, width: int, height: int) -> int:
         """Columns, padding included, for an image of this size; an estimate if along the centre line."""
-        if self._follows_centerline:
+        if self.follows_centerline:
             return estimate_width(width, height, self.height) + 2 * self.pad
         return self._scaled_size(width, height)[0] + 2 * self._padding
 
     @property
-    def _follows_centerline(self) -> bool:
+    def follows_centerline(self) -> bool:
+        """Whether lines are straightened, so that their width is known for sure only afterwards."""
         return self.centerline and self.channels == 1 and self.height > 0 and self.width == 0
 
     @property

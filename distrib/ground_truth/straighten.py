@@ -16,6 +16,11 @@ from PIL import Image, ImageDraw
 
 Points = npt.NDArray[np.float64]
 
+MAX_LINE_PIXELS = 100_000_000
+"""A line image larger than this is not made; the baseline of a real line does not fill a page."""
+
+# A baseline and outline with more pairs of points than this would take gigabytes to compare.
+_MAX_PAIRS = 20_000_000
 # Outlines of more points than this are simplified, to this distance in pixels.
 _MANY_POINTS = 50
 _SIMPLIFY_TOLERANCE = 2.0
@@ -30,6 +35,9 @@ def straighten(page: Image.Image, baseline: Points, boundary: Points) -> Image.I
     it, its corners rounded. Bitonal pages are sampled at the nearest pixel, others bilinearly. The
     result is cut to the pixels that are not black and keeps the mode of the page; where all of it is
     black it has the full size.
+
+    Raises:
+        ValueError: the line is too long or too intricate; the message says how.
     """
     if len(baseline) == 2:
         straight = _rotate(page, baseline, boundary)
@@ -62,30 +70,60 @@ def pixel_box(polygon: Points) -> tuple[int, int, int, int]:
     return left, top, right + 1, bottom + 1
 
 
+def check_size(width: int, height: int) -> None:
+    """Refuses an image too large to be a line.
+
+    Raises:
+        ValueError: it has more than MAX_LINE_PIXELS pixels.
+    """
+    if width * height > MAX_LINE_PIXELS:
+        raise ValueError(f"its image would have {width} × {height} pixels")
+
+
+def check_intricacy(outline: Points, baseline: Points) -> None:
+    """Refuses an outline and baseline of more points than can be compared.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    if len(outline) * len(baseline) > _MAX_PAIRS:
+        raise ValueError(f"it has {len(baseline)} points on its baseline and {len(outline)} on its outline")
+
+
 def _filter(page: Image.Image) -> Image.Resampling:
     return Image.Resampling.NEAREST if page.mode == "1" else Image.Resampling.BILINEAR
 
 
-def _rotate(page: Image.Image, baseline: Points, boundary: Points) -> Image.Image:
-    box = pixel_box(boundary)
-    patch = mask_polygon(page, boundary, box)
+def rotation(
+    patch: Image.Image, baseline: Points
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], tuple[int, int]]:
+    """How to turn a patch so that a baseline of two points lies horizontal.
+
+    Returns the rotation matrix (2, 2), the corner of the patch's upright bounding box in the coordinates
+    of the turned patch (2,), and the box's size (width, height) in pixels.
+    """
     along = baseline[1] - baseline[0]
     cos, sin = along / np.hypot(*along)
-    to_upright = np.array([[cos, sin], [-sin, cos]])
+    turn = np.array([[cos, sin], [-sin, cos]])
     width, height = patch.width - 1, patch.height - 1
-    corners = np.array([[0, 0], [width, 0], [0, height], [width, height]]) @ to_upright.T
-    origin = to_upright.T @ corners.min(axis=0)
+    corners = np.array([[0, 0], [width, 0], [0, height], [width, height]]) @ turn.T
     size = np.ceil(np.ptp(corners, axis=0)).astype(int) + 1
-    matrix = (cos, -sin, origin[0], sin, cos, origin[1])
-    return patch.transform(
-        (int(size[0]), int(size[1])), Image.Transform.AFFINE, matrix, resample=_filter(page)
-    )
+    check_size(int(size[0]), int(size[1]))
+    return turn, corners.min(axis=0), (int(size[0]), int(size[1]))
+
+
+def _rotate(page: Image.Image, baseline: Points, boundary: Points) -> Image.Image:
+    patch = mask_polygon(page, boundary, pixel_box(boundary))
+    turn, corner, size = rotation(patch, baseline)
+    shift = turn.T @ corner
+    matrix = (turn[0, 0], turn[1, 0], shift[0], turn[0, 1], turn[1, 1], shift[1])
+    return patch.transform(size, Image.Transform.AFFINE, matrix, resample=_filter(page))
 
 
 def _unbend(page: Image.Image, baseline: Points, boundary: Points) -> Image.Image:
     box = pixel_box(boundary)
-    outline = simplify(boundary, _SIMPLIFY_TOLERANCE) if len(boundary) > _MANY_POINTS else boundary
-    polygon = _cut_corners(outline)
+    polygon = cut_outline(boundary)
+    check_intricacy(polygon, baseline)
     patch = mask_polygon(page, polygon, box)
     course = _Course.along(baseline)
     stations, offsets = course.locate(polygon)
@@ -106,7 +144,15 @@ def _unbend(page: Image.Image, baseline: Points, boundary: Points) -> Image.Imag
         if columns[i + 1] > columns[i]
     ]
     size = (end - start + 1, bottom - top)
+    check_size(*size)
     return patch.transform(size, Image.Transform.MESH, mesh, resample=_filter(page))
+
+
+def cut_outline(boundary: Points) -> Points:
+    """The boundary polygon of a bent line as it is masked: simplified if it has many points, corners cut."""
+    if len(boundary) > _MANY_POINTS:
+        boundary = simplify(boundary, _SIMPLIFY_TOLERANCE)
+    return _cut_corners(boundary)
 
 
 def simplify(line: Points, tolerance: float) -> Points:

@@ -22,7 +22,8 @@ STATE_KEY = "ketos"
 """Where our own state stands among Lightning's in a checkpoint."""
 
 LAST = "last.ckpt"
-_NAME = re.compile(r"checkpoint_(\d+)-(\d+\.\d+)\.ckpt")
+# An accuracy is below 0 where more is inserted than the lines hold.
+_NAME = re.compile(r"checkpoint_(\d+)-(-?\d+\.\d+)\.ckpt")
 _NETWORK_PREFIX = "network."
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,9 +11,13 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from distrib.errors import InputError
 from distrib.ground_truth.network_input import NetworkInput
 from distrib.ground_truth.text import TextPipeline
 from distrib.stream.lines import LineCollection
+
+UNREADABLE = (InputError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What reading a damaged line raises: a broken record of a data set, or Pillow's errors."""
 
 Encode = Callable[[str], Sequence[int]]
 """Text to labels; characters without a label contribute none."""
@@ -73,12 +76,11 @@ class BatchReader:
         """The batch of the given line numbers; a line that cannot be decoded is left out and named."""
         images, texts, kept, bad = [], [], [], []
         for line in lines:
-            record = self.collection.record(int(line))
             try:
-                with Image.open(io.BytesIO(record.png)) as image:
-                    images.append(self.network_input(image))
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                bad.append(BadLine(int(line), f"unreadable image: {error}"))
+                record = self.collection.record(int(line))
+                images.append(self.network_input(record.image()))
+            except UNREADABLE as error:
+                bad.append(BadLine(int(line), f"unreadable: {error}"))
                 continue
             texts.append(self.text_pipeline(record.text, record.base_dir))
             kept.append(int(line))

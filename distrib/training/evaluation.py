@@ -13,7 +13,7 @@ from distrib.model.ctc import required_steps
 from distrib.model.weights import RecognitionModel
 from distrib.runtime.devices import autocast_of, check_precision, torch_device
 from distrib.stream.batches import BadLine, BatchReader, LineBatch
-from distrib.stream.lines import SPLIT_CODES, LineCollection, input_widths
+from distrib.stream.lines import LineCollection, input_widths
 from distrib.stream.loader import EvaluationLoader
 from distrib.training.breakdown import FileErrors, LineErrors, WorstLines
 from distrib.training.metrics import ErrorCounts
@@ -41,13 +41,6 @@ class Evaluation:
         )
 
 
-def test_lines(collection: LineCollection) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The lines to test on: those marked as test where any are, else all."""
-    splits = collection.index().splits
-    marked = np.flatnonzero(splits == SPLIT_CODES["test"])
-    return marked if marked.size else np.arange(len(collection), dtype=np.int64)
-
-
 def evaluate(
     model: RecognitionModel,
     collection: LineCollection,
@@ -57,7 +50,7 @@ def evaluate(
     keep_worst: int,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Recognise the collection's test lines and count the errors.
+    """Recognise all lines of the collection and count the errors.
 
     ``keep_worst`` lines with the most errors are kept; ``on_batch`` gets (lines done, lines in all).
     """
@@ -66,7 +59,7 @@ def evaluate(
     device = torch_device(globals_.device)
     model.network.to(device).eval()
     network_input = network_input_of(model, padding=options.padding)
-    lines = test_lines(collection)
+    lines = np.arange(len(collection), dtype=np.int64)
     loader = EvaluationLoader(
         BatchReader(
             collection=collection,
@@ -76,7 +69,7 @@ def evaluate(
             required_steps=required_steps,
         ),
         lines=lines,
-        widths=input_widths(collection, network_input)[lines],
+        widths=input_widths(collection, network_input),
         batch_size=options.batch_size,
         workers=globals_.num_workers,
         pin_memory=device.startswith("cuda"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,23 +13,30 @@ import numpy.typing as npt
 
 from distrib.config.sections import Test, Train
 from distrib.errors import InputError
+from distrib.ground_truth.network_input import NetworkInput
 from distrib.ground_truth.text import TextPipeline
 from distrib.model.codec import Codec
 from distrib.model.ctc import required_steps
+from distrib.model.weights import RecognitionModel
+from distrib.stream.batches import UNREADABLE
 from distrib.stream.lines import SPLIT_CODES, LineCollection
 from distrib.stream.partition import training_mask
 
 Lines = npt.NDArray[np.int64]
 
+_ESTIMATE_MARGIN = 3.0
+"""How many times the estimated width of a straightened line may exceed its true one, with room to spare."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LineSets:
-    """The lines of a collection to train on and those of another (or the same) to validate on."""
+    """The lines of a collection to train on, those of another (or the same) to validate on, and who chose."""
 
     training: LineCollection
     training_lines: Lines
     validation: LineCollection
     validation_lines: Lines
+    origin: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +57,20 @@ def split_lines(
     lines = np.arange(len(training), dtype=np.int64)
     if validation is not None:
         held = np.arange(len(validation), dtype=np.int64)
-        return LineSets(training=training, training_lines=lines, validation=validation, validation_lines=held)
+        return LineSets(
+            training=training,
+            training_lines=lines,
+            validation=validation,
+            validation_lines=held,
+            origin="as given",
+        )
     index = training.index()
     if np.any(index.splits == SPLIT_CODES["validation"]):
-        chosen = (index.splits == SPLIT_CODES["validation"]).astype(bool)
+        chosen = index.splits == SPLIT_CODES["validation"]
         usable = (index.splits != SPLIT_CODES["validation"]) & (index.splits != SPLIT_CODES["test"])
         if not usable.any():
             raise InputError("Every line is marked as validation or test; there is none left to train on.")
-        return _one_collection(training, lines[usable], lines[chosen])
+        return _one_collection(training, lines[usable], lines[chosen], "as marked in the data")
     keys = index.keys
     if options.split_by == "page":
         if index.page_keys is None:
@@ -71,7 +85,8 @@ def split_lines(
             f"--partition {options.partition:g} of {lines.size} lines leaves none to validate on; give a "
             "smaller share or validation data with -e."
         )
-    return _one_collection(training, lines[mask], lines[~mask])
+    origin = f"split by {options.split_by}"
+    return _one_collection(training, lines[mask], lines[~mask], origin)
 
 
 def text_pipeline(options: Train | Test) -> TextPipeline:
@@ -102,17 +117,40 @@ def survey(collection: LineCollection, lines: Lines, pipeline: TextPipeline) -> 
 def too_narrow(
     collection: LineCollection,
     lines: Lines,
-    steps: npt.NDArray[np.int64],
+    widths: npt.NDArray[np.int32],
     pipeline: TextPipeline,
-    codec: Codec,
+    model: RecognitionModel,
+    network_input: NetworkInput,
 ) -> Lines:
-    """Those of ``lines`` whose labels CTC cannot align with the ``steps`` (N,) the network gives them."""
+    """Those of ``lines`` whose labels CTC cannot align with the output steps the network has for them.
+
+    ``widths`` (N,) are theirs as network input. Where straightening makes them estimates, lines that are
+    near the limit are straightened to be sure.
+    """
+    steps = model.network.output_width(widths.astype(np.int64))
     available = dict(zip(lines.tolist(), steps.tolist(), strict=True))
+    margin = _ESTIMATE_MARGIN if network_input.follows_centerline else 1.0
     narrow = []
     for line, (text, base_dir) in enumerate(collection.texts()):
-        if line in available and required_steps(codec.encode(pipeline(text, base_dir))) > available[line]:
+        if line not in available:
+            continue
+        needed = max(required_steps(model.codec.encode(pipeline(text, base_dir))), 1)
+        if needed * margin <= available[line]:
+            continue
+        if margin == 1.0 or needed > _measured_steps(collection, line, model, network_input):
             narrow.append(line)
     return np.asarray(narrow, dtype=np.int64)
+
+
+def _measured_steps(
+    collection: LineCollection, line: int, model: RecognitionModel, network_input: NetworkInput
+) -> int:
+    """The output steps of a line, from its image. An unreadable one has enough: reading it will tell."""
+    try:
+        image = collection.record(line).image()
+    except UNREADABLE:
+        return sys.maxsize
+    return int(model.network.output_width(network_input(image).shape[2]))
 
 
 def describe_alphabet(counts: Counter[str], *, limit: int = 60) -> str:
@@ -152,7 +190,11 @@ def load_codec(definition: dict[str, Sequence[int]] | None, alphabet: Counter[st
     return codec
 
 
-def _one_collection(collection: LineCollection, training: Lines, validation: Lines) -> LineSets:
+def _one_collection(collection: LineCollection, training: Lines, validation: Lines, origin: str) -> LineSets:
     return LineSets(
-        training=collection, training_lines=training, validation=collection, validation_lines=validation
+        training=collection,
+        training_lines=training,
+        validation=collection,
+        validation_lines=validation,
+        origin=origin,
     )

@@ -55,8 +55,8 @@ class TrainingProgress(Callback):
         self._seconds += now - self._step_started
         self._step_started = now
         self._lines += len(batch.lines)
-        if outputs is not None:
-            self._note_loss(outputs["loss"] if isinstance(outputs, dict) else outputs)
+        if outputs:  # empty where no line of the batch could be read
+            self._note_loss(outputs["loss"])
         # Reading the loss waits for the device: only as often as somebody can look.
         if now - self._last_shown < (_BAR_INTERVAL if self._bar is not None else _PLAIN_INTERVAL):
             return

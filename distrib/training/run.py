@@ -54,6 +54,7 @@ class Overview:
 
     training_lines: int
     validation_lines: int
+    origin: str
     training: Survey
     validation: Survey
     empty: int
@@ -157,8 +158,7 @@ def _loaders(
     network_input = network_input_of(model, padding=options.padding)
     lines = np.setdiff1d(sets.training_lines, surveys[0].empty)
     widths = input_widths(sets.training, network_input)[lines]
-    steps = model.network.output_width(torch.from_numpy(widths.astype(np.int64))).numpy()
-    narrow = too_narrow(sets.training, lines, steps, pipeline, model.codec)
+    narrow = too_narrow(sets.training, lines, widths, pipeline, model, network_input)
     fits = ~np.isin(lines, narrow)
     if not fits.any():
         raise InputError(
@@ -191,6 +191,7 @@ def _loaders(
     overview = Overview(
         training_lines=int(fits.sum()),
         validation_lines=held.size,
+        origin=sets.origin,
         training=surveys[0],
         validation=surveys[1],
         empty=surveys[0].empty.size,

@@ -1,0 +1,42 @@
+"""A compiled sample, and the commands run as a user runs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distrib.ground_truth.sample import write_sample
+
+TINY_SPEC = "[1,16,0,1 Cr3,3,8 Mp2,2 S1(1x0)1,3 Lbx16 Do0.3]"
+
+
+def ketos(*arguments: object, expect: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own and check its exit code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "distrib", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of sample ground truth: 48 line pairs, 4 pages."""
+    directory = tmp_path_factory.mktemp("ground-truth") / "sample"
+    write_sample(directory, pairs=48, pages=4)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def lines_arrow(sample: Path) -> Path:
+    """The sample's line pairs, compiled."""
+    output = sample.parent / "lines.arrow"
+    ketos("--workers", 0, "compile", "-f", "path", "-o", output, *sorted((sample / "lines").glob("*.png")))
+    return output

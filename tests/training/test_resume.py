@@ -1,0 +1,90 @@
+"""A run that was killed goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distrib.runtime.checkpoints import load_checkpoint
+
+from .conftest import TINY_SPEC, ketos
+
+
+def _train(lines: Path, run: Path, *more: object) -> list[object]:
+    options = ["-f", "binary", "-B", 4, "-q", "fixed", "-s", TINY_SPEC, "-o", run, *more, lines]
+    return ["--workers", 1, "--seed", 5, "train", *options]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(_equal(*pair) for pair in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+@pytest.mark.parametrize("freq", [1, 0.4])
+def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(
+    lines_arrow: Path, tmp_path: Path, freq: float
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    ketos(*_train(lines_arrow, whole, "-N", 3, "-F", freq))
+    command = [sys.executable, "-m", "distrib", *_train(lines_arrow, killed, "-N", 3, "-F", freq)]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (killed / "last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    ketos("train", "--resume", killed)
+    one, other = load_checkpoint(whole / "last.ckpt"), load_checkpoint(killed / "last.ckpt")
+    assert one["global_step"] == other["global_step"]
+    for part in ("state_dict", "optimizer_states", "ketos"):
+        assert _equal(one[part], other[part]), part
+    assert not list(killed.glob(".*.part"))
+
+
+def test_epochs_can_be_added_on_resuming(lines_arrow: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ketos(*_train(lines_arrow, run, "-N", 1))
+    ketos("train", "--resume", run / "last.ckpt", "-N", 2)
+    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1]
+
+
+def test_another_data_set_or_batch_size_is_refused_on_resuming(lines_arrow: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ketos(*_train(lines_arrow, run, "-N", 1))
+    done = ketos("train", "--resume", run, "-N", 2, "-B", 3, expect=2)
+    assert "written with other training data, --batch-size" in done.stderr
+    assert (run / "last.ckpt").exists()
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(lines_arrow: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "last.ckpt"
+    broken.write_bytes(b"PK\x03\x04 and then nothing")
+    done = ketos("train", "--resume", broken, "-f", "binary", lines_arrow, expect=2)
+    assert "not a checkpoint of this program, or damaged" in done.stderr
+
+
+class _Payload:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch executed",)
+
+
+def test_a_checkpoint_cannot_execute_code(tmp_path: Path, lines_arrow: Path) -> None:
+    hostile = tmp_path / "last.ckpt"
+    torch.save({"ketos": _Payload()}, hostile)
+    done = ketos("train", "--resume", hostile, "-f", "binary", lines_arrow, expect=2, cwd=tmp_path)
+    assert "not a checkpoint of this program" in done.stderr
+    assert not (tmp_path / "executed").exists()

@@ -1,0 +1,193 @@
+"""`ketos train`, `test` and `convert` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distrib.model.weights import load_weights
+from distrib.shards.arrow import ArrowDataset
+
+from .conftest import TINY_SPEC, ketos
+
+FEW = ["-B", 4, "-q", "fixed", "-N", 1, "-s", TINY_SPEC]
+
+
+@pytest.fixture(scope="module")
+def run(lines_arrow: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("run") / "run"
+    ketos("--workers", 0, "train", "-f", "binary", "-o", directory, *FEW, lines_arrow)
+    return directory
+
+
+def test_a_run_leaves_weights_checkpoints_metrics_and_its_configuration(run: Path) -> None:
+    (weights,) = run.glob("best_*.safetensors")
+    score = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8"))["val_accuracy"]
+    assert weights.stem == f"best_{score:.4f}"
+    assert (run / f"checkpoint_00-{score:.4f}.ckpt").is_file()
+    assert {"last.ckpt", "experiment.yml", "metrics.jsonl"} <= {path.name for path in run.iterdir()}
+    model = load_weights(weights)
+    assert (model.seg_type, model.one_channel_mode) == ("bbox", "L")
+    assert model.metrics[-1][1]["val_accuracy"] == score
+
+
+def test_the_overview_comes_before_the_first_step(lines_arrow: Path, tmp_path: Path) -> None:
+    done = ketos("train", "-f", "binary", "-o", tmp_path / "run", *FEW, lines_arrow)
+    assert done.stdout.startswith("training on ")
+    assert "split by line" in done.stdout
+    assert "alphabet of " in done.stdout
+    assert "only in training, not measured: " in done.stdout
+
+
+def test_a_second_run_in_the_same_directory_is_refused(run: Path, lines_arrow: Path) -> None:
+    before = sorted(run.iterdir())
+    done = ketos("train", "-f", "binary", "-o", run, *FEW, lines_arrow, expect=2)
+    assert f"continue it with `--resume {run}`" in done.stderr
+    assert sorted(run.iterdir()) == before
+
+
+@pytest.mark.parametrize("format_type", ["path", "alto", "page", "xml"])
+def test_every_format_trains_without_compiling_first(format_type: str, sample: Path, tmp_path: Path) -> None:
+    folders = {"path": ["lines"], "alto": ["alto"], "page": ["page"], "xml": ["alto", "page"]}
+    ending = "png" if format_type == "path" else "xml"
+    sources = [
+        path for folder in folders[format_type] for path in sorted((sample / folder).glob(f"*.{ending}"))
+    ]
+    manifest = tmp_path / "train.lst"
+    manifest.write_text("\n".join(map(str, sources)), encoding="utf-8")
+    ketos("train", "-f", format_type, "-o", tmp_path / "run", *FEW, "-t", manifest, "--split-by", "line")
+    (weights,) = (tmp_path / "run").glob("best_*.safetensors")
+    assert load_weights(weights).seg_type == ("bbox" if format_type == "path" else "baselines")
+
+
+def test_validation_data_replace_the_partition(lines_arrow: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "val.lst"
+    manifest.write_text(str(lines_arrow), encoding="utf-8")
+    done = ketos("train", "-f", "binary", "-o", tmp_path / "run", *FEW, "-e", manifest, lines_arrow)
+    count = len(ArrowDataset(lines_arrow))
+    assert f"training on {count} lines" in done.stdout
+    assert f"validating on {count} lines, as given" in done.stdout
+
+
+def test_what_validation_logs_is_what_a_test_reports(lines_arrow: Path, run: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "val.lst"
+    manifest.write_text(str(lines_arrow), encoding="utf-8")
+    ketos(
+        "train",
+        "-f",
+        "binary",
+        "-o",
+        tmp_path / "run",
+        *FEW,
+        "-N",
+        3,
+        "-r",
+        1e-2,
+        "-e",
+        manifest,
+        lines_arrow,
+    )
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    best = max(json.loads(row)["val_accuracy"] for row in rows)
+    (weights,) = (tmp_path / "run").glob("best_*.safetensors")
+    report = tmp_path / "report.json"
+    ketos("test", "-m", weights, "-f", "binary", "-B", 7, "--json", report, lines_arrow)
+    assert 1 - json.loads(report.read_text(encoding="utf-8"))["cer"] == pytest.approx(best, abs=1e-12)
+
+
+def test_test_prints_the_report_files_and_worst_lines(run: Path, sample: Path) -> None:
+    (weights,) = run.glob("best_*.safetensors")
+    lines = sorted((sample / "lines").glob("*.png"))[:5]
+    done = ketos("test", "-m", weights, "-f", "path", "--worst", 2, "--per-file", *lines)
+    assert "Character Accuracy (Case-insensitive)" in done.stdout
+    assert "Characters\tErrors\tAccuracy\tLines\tFile" in done.stdout
+    assert done.stdout.count("  prediction  ") == 2
+
+
+def test_convert_goes_between_all_formats(run: Path, tmp_path: Path, lines_arrow: Path) -> None:
+    safetensors, coreml = tmp_path / "a.safetensors", tmp_path / "a.mlmodel"
+    ketos("convert", "-o", safetensors, run / "last.ckpt")
+    ketos("convert", "-o", coreml, "--weights-format", "coreml", safetensors)
+    ketos("convert", "-o", tmp_path / "b.safetensors", coreml)
+    one, other = load_weights(safetensors), load_weights(tmp_path / "b.safetensors")
+    assert one.network.spec == other.network.spec
+    assert one.codec == other.codec
+
+
+def test_coreml_can_be_the_exported_format(lines_arrow: Path, tmp_path: Path) -> None:
+    ketos("train", "-f", "binary", "-o", tmp_path / "r", "--weights-format", "coreml", *FEW, lines_arrow)
+    assert list((tmp_path / "r").glob("best_*.mlmodel"))
+
+
+def test_early_stopping_ends_a_run_without_limit(lines_arrow: Path, tmp_path: Path) -> None:
+    options = ["-q", "early", "--lag", 2, "-N", -1, "-r", 1e-9]
+    ketos("train", "-f", "binary", "-o", tmp_path / "run", *FEW, *options, lines_arrow)
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 3
+
+
+def test_fine_tuning_adds_characters_on_request_only(run: Path, sample: Path, tmp_path: Path) -> None:
+    (weights,) = run.glob("best_*.safetensors")
+    pair = tmp_path / "line.png"
+    pair.write_bytes((sample / "lines" / "0001.png").read_bytes())
+    pair.with_suffix("").with_suffix(".gt.txt").write_text("Ж", encoding="utf-8")
+    data = ["-f", "path", "-o", tmp_path / "run", *FEW, pair, sample / "lines" / "0002.png"]
+    done = ketos("train", "-i", weights, *data, "-p", "0.5", expect=2)
+    assert "U+0416" in done.stderr
+    assert not (tmp_path / "run").exists()
+    ketos("train", "-i", weights, "--resize", "union", *data, "-p", "0.5")
+
+
+def test_an_unreadable_line_is_counted_and_named(lines_arrow: Path, tmp_path: Path) -> None:
+    content = bytearray(lines_arrow.read_bytes())
+    start = content.find(b"IDAT", len(content) // 2) + 40
+    content[start : start + 300] = bytes(255 - byte for byte in content[start : start + 300])
+    broken = tmp_path / "broken.arrow"
+    broken.write_bytes(content)
+    done = ketos("train", "-f", "binary", "-o", tmp_path / "run", *FEW, "-B", 1, broken)
+    assert "1 line could not be read during training" in done.stderr
+    assert ".png" in done.stderr
+
+
+def test_a_line_too_narrow_for_its_text_is_left_out_and_counted(sample: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in sorted((sample / "lines").glob("000*")):
+        (data / path.name).write_bytes(path.read_bytes())
+    (data / "0001.gt.txt").write_text("no line of this width can hold as many letters as this " * 9, "utf-8")
+    manifest = tmp_path / "val.lst"
+    manifest.write_text(str(sample / "lines" / "0011.png"), encoding="utf-8")
+    lines = sorted(data.glob("*.png"))
+    done = ketos("train", "-f", "path", "-o", tmp_path / "run", *FEW, "-e", manifest, *lines)
+    assert "left out: 1 line too narrow for its text (CTC)" in done.stdout
+
+
+@pytest.mark.slow
+def test_32_lines_are_learned_by_heart(sample: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "lines.lst"
+    lines = sorted((sample / "lines").glob("*.png"))[:32]
+    manifest.write_text("\n".join(map(str, lines)), encoding="utf-8")
+    spec = "[1,40,0,1 Cr3,7,16 Mp2,2 Cr3,5,32 Mp2,2 S1(1x0)1,3 Lbx64 Lbx64]"
+    options = [
+        "-B",
+        2,
+        "-N",
+        150,
+        "-F",
+        5,
+        "--lag",
+        30,
+        "-r",
+        3e-3,
+        "-s",
+        spec,
+        "-t",
+        manifest,
+        "-e",
+        manifest,
+    ]
+    ketos("train", "-f", "path", "-o", tmp_path / "run", *options)
+    (weights,) = (tmp_path / "run").glob("best_*.safetensors")
+    assert float(weights.stem.removeprefix("best_")) >= 0.99
