@@ -133,11 +133,15 @@ def test_fine_tuning_adds_characters_on_request_only(run: Path, sample: Path, tm
     pair = tmp_path / "line.png"
     pair.write_bytes((sample / "lines" / "0001.png").read_bytes())
     pair.with_suffix("").with_suffix(".gt.txt").write_text("Ж", encoding="utf-8")
-    data = ["-f", "path", "-o", tmp_path / "run", *FEW, pair, sample / "lines" / "0002.png"]
-    done = ketos("train", "-i", weights, *data, "-p", "0.5", expect=2)
+    manifest = tmp_path / "val.lst"
+    manifest.write_text(str(sample / "lines" / "0002.png"), encoding="utf-8")
+    data = ["-f", "path", "-o", tmp_path / "run", *FEW, "-e", manifest, pair]
+    done = ketos("train", "-i", weights, *data, expect=2)
     assert "U+0416" in done.stderr
     assert not (tmp_path / "run").exists()
-    ketos("train", "-i", weights, "--resize", "union", *data, "-p", "0.5")
+    ketos("train", "-i", weights, "--resize", "union", *data)
+    (tuned,) = (tmp_path / "run").glob("best_*.safetensors")
+    assert set(load_weights(tuned).codec.c2l) == {*load_weights(weights).codec.c2l, "Ж"}
 
 
 def test_an_unreadable_line_is_counted_and_named(lines_arrow: Path, tmp_path: Path) -> None:
@@ -161,7 +165,7 @@ def test_a_line_too_narrow_for_its_text_is_left_out_and_counted(sample: Path, tm
     manifest.write_text(str(sample / "lines" / "0011.png"), encoding="utf-8")
     lines = sorted(data.glob("*.png"))
     done = ketos("train", "-f", "path", "-o", tmp_path / "run", *FEW, "-e", manifest, *lines)
-    assert "left out: 1 line too narrow for its text (CTC)" in done.stdout
+    assert "left out: 1 line too narrow for their text (CTC)" in done.stdout
 
 
 @pytest.mark.slow
