@@ -15,7 +15,7 @@ import scipy.ndimage
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
 
 # The parameters of OCRopus: how far from the centre in mean distances of the ink, how long the smoothing
 # along the line and of the centre itself in heights of the line.
@@ -55,10 +55,10 @@ def estimate_width(width: int, height: int, target: int) -> int:
 def _find_center(ink: Pixels) -> npt.NDArray[np.int64]:
     """The row of the centre of the line in each column, (W,), of ink (H, W)."""
     height = ink.shape[0]
-    line = ink.astype(np.float32) / np.float32(ink.max())
+    line = ink.astype(np.float64) / np.float64(ink.max())
     ridge = _smooth_rows(_gaussian_band(height, height * 0.5) @ line, height * _SMOOTHNESS)
-    profile = _box_band(height, int(height * 0.5)) @ _mean_rows(line)
-    ridge += np.float32(_PROFILE_SHARE) * profile
+    profile = _box_band(height, int(height * 0.5)) @ _mean_rows(ridge)
+    ridge += np.float64(_PROFILE_SHARE) * profile
     rows = ridge.argmax(axis=0).astype(np.int64)
     # Rows are whole numbers before and after: OCRopus cuts the smoothed ones off.
     smooth = scipy.ndimage.gaussian_filter1d(rows, height * _EXTRA)
@@ -99,7 +99,7 @@ def _scale(pixels: Pixels, height: int, paper: int) -> Image.Image:
 def _gaussian_weights(sigma: float) -> Floats:
     radius = int(_TRUNCATE * sigma + 0.5)
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    return np.asarray(weights / weights.sum(), dtype=np.float32)
+    return np.asarray(weights / weights.sum(), dtype=np.float64)
 
 
 def _gaussian_band(size: int, sigma: float) -> Floats:
@@ -114,7 +114,7 @@ def _box_band(size: int, length: int) -> Floats:
     """The matrix (size, size) that takes the mean of ``length`` neighbours, nothing beyond the ends."""
     length = max(length, 1)
     offsets = np.arange(size)[None, :] - np.arange(size)[:, None] + length // 2
-    return ((offsets >= 0) & (offsets < length)).astype(np.float32) / np.float32(length)
+    return ((offsets >= 0) & (offsets < length)).astype(np.float64) / np.float64(length)
 
 
 def _smooth_rows(rows: Floats, sigma: float) -> Floats:
@@ -130,8 +130,8 @@ def _smooth_rows(rows: Floats, sigma: float) -> Floats:
 def _mean_rows(rows: Floats) -> Floats:
     """The mean of as many neighbours as a row has pixels, nothing beyond its ends; (H, W) like the rows."""
     height, width = rows.shape
-    sums = np.zeros((height, width + 1), dtype=np.float32)
+    sums = np.zeros((height, width + 1), dtype=np.float64)
     np.cumsum(rows, axis=1, out=sums[:, 1:])
     first = np.arange(width) - width // 2
     inside = sums[:, (first + width).clip(0, width)] - sums[:, first.clip(0, width)]
-    return np.asarray(inside / np.float32(width), dtype=np.float32)
+    return np.asarray(inside / np.float64(width), dtype=np.float64)
