@@ -1,5 +1,5 @@
 # The main job on sample data, as `make demo` runs it: sample, compile, train, kill, resume, test, convert.
-# Everything is written below demo/ in the current folder; `ketos` must be on the PATH.
+# Run from the top of the checkout with `ketos` on the PATH; everything is written below demo/.
 set -eu
 
 say() { printf '\n== %s\n' "$*"; }
@@ -16,8 +16,7 @@ say "2. Compile the pages into a data set"
 run --workers 2 compile -f xml -o demo/pages.arrow demo/sample/alto/*.xml demo/sample/page/*.xml
 
 say "3. Train a small network, and kill it without warning once it has a checkpoint"
-ketos --workers 1 train -f binary -o demo/run -B 4 -q fixed -N 16 -F 2 -r 3e-3 \
-    -s '[1,32,0,1 Cr3,7,16 Mp2,2 Cr3,5,32 Mp2,2 S1(1x0)1,3 Lbx64 Lbx64]' demo/pages.arrow &
+ketos --config configs/tiny.yml train -f binary -o demo/run demo/pages.arrow &
 training=$!
 while [ ! -e demo/run/last.ckpt ] && kill -0 $training 2>/dev/null; do sleep 0.2; done
 kill -9 $training && echo "killed"
@@ -30,7 +29,7 @@ say "5. Test the exported model on unseen pages (the head of the report, and the
 weights=$(ls demo/run/best_*.safetensors)
 run test -m "$weights" -f xml -B 8 --worst 3 demo/unseen/alto/*.xml demo/unseen/page/*.xml >demo/report.txt
 sed -n '2,16p' demo/report.txt
-tail -n 11 demo/report.txt
+sed -n '/with the most errors/,$p' demo/report.txt
 
 say "6. Convert a checkpoint to weights for kraken and eScriptorium, as safetensors and as CoreML"
 run convert -o demo/model.safetensors demo/run/last.ckpt
