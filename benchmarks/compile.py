@@ -1,129 +1,56 @@
-"""Lines a second of compiling ground truth, whole process, beside kraken's compile where it is at hand.
+"""Compiling ground truth, whole process, beside kraken's compile where it is at hand.
 
-    python benchmarks/compile.py [--kraken PATH_TO_KETOS] [--data FOLDER] [--workers N ...] [--repeat N]
+    python benchmarks/compile.py [--kraken PATH_TO_KETOS] [--data FOLDER] [--repeat N]
 
-Each command runs ``--repeat`` times in turn with the others, start-up included, on one thread of
-libraries; the best time counts, being the one least disturbed by what else the machine does.
+Without the real collections the drawn sample is compiled.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import shlex
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from common import OURS, ROOT, best_seconds, parser, print_table
 
-OURS = """
-import sys
-from pathlib import Path
-from distrib.shards.compile import CompileJob, compile_dataset
-
-if __name__ == "__main__":
-    output, format_type, workers, *sources = sys.argv[1:]
-    compile_dataset(CompileJob(sources=[Path(source) for source in sources], output=Path(output),
-                               format_type=format_type, workers=int(workers)))
-"""
+PEER = "kraken, 1 worker"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A collection and the format to read it as."""
-
-    name: str
-    format_type: str
-    sources: Sequence[Path]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """Best wall-clock seconds of a command, and what it wrote."""
-
-    seconds: float
-    lines: int
-    megabytes: float
-
-
-def cases(data: Path) -> list[Case]:
-    """The collections that are under ``data``."""
-    images = ("*.png", "*.jpg")
-    fraktur = sorted(path for pattern in images for path in (data / "fraktur-lines").glob(pattern))
-    found = [
-        Case(
-            name="print16-alto", format_type="alto", sources=sorted((data / "print16-alto").glob("**/*.xml"))
-        ),
-        Case(name="fraktur-lines", format_type="path", sources=fraktur),
-    ]
-    return [case for case in found if case.sources]
-
-
-def commands(case: Case, output: Path, script: Path, arguments: argparse.Namespace) -> dict[str, list[str]]:
-    """The command lines to time, by the name to print."""
-    sources = [str(source) for source in case.sources]
-    result = {
-        f"ours, {workers} worker{'s' * (workers != 1)}": [
-            *(sys.executable, str(script), str(output), case.format_type, str(workers)),
-            *sources,
-        ]
-        for workers in arguments.workers
+def collections(data: Path, scratch: Path) -> dict[tuple[str, str], Sequence[Path]]:
+    """Sources by (name, format): the real collections under ``data``, else the drawn sample."""
+    images = [path for pattern in ("*.png", "*.jpg") for path in (data / "fraktur-lines").glob(pattern)]
+    found = {
+        ("print16-alto", "alto"): sorted((data / "print16-alto").glob("**/*.xml")),
+        ("fraktur-lines", "path"): sorted(images),
     }
-    if arguments.kraken:
-        kraken = [*shlex.split(arguments.kraken), "--workers", "1"]
-        result["kraken, 1 worker"] = [*kraken, "compile", "-f", case.format_type, "-o", str(output), *sources]
-    return result
+    found = {key: sources for key, sources in found.items() if sources}
+    if found:
+        return found
+    from distrib.ground_truth.sample import write_sample
 
-
-def run(command: Sequence[str], output: Path) -> Timing:
-    """Time one command. Raises subprocess.CalledProcessError where it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    started = time.perf_counter()
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    seconds = time.perf_counter() - started
-    from distrib.shards.arrow import ArrowDataset
-
-    timing = Timing(seconds=seconds, lines=len(ArrowDataset(output)), megabytes=output.stat().st_size / 1e6)
-    output.unlink()
-    return timing
+    write_sample(scratch / "sample", pairs=400, pages=12)
+    return {
+        ("sample pages", "xml"): sorted((scratch / "sample").glob("[ap]*/*.xml")),
+        ("sample lines", "path"): sorted((scratch / "sample" / "lines").glob("*.png")),
+    }
 
 
 def main() -> None:
-    """Print a table of lines a second and the ratio of times."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kraken", help="kraken's ketos command to compare with")
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="ground truth")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers to try")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each, of which the best counts")
-    arguments = parser.parse_args()
+    """Print a table for each collection."""
+    arguments = parser(__doc__ or "").parse_args()
     sys.path.insert(0, str(ROOT))
-    found = cases(arguments.data)
-    if not found:
-        parser.error(f"no print16-alto or fraktur-lines in {arguments.data}: name their folder with --data")
-    print(
-        f"{'data':14} {'command':18} {'seconds':>8} {'lines':>6} {'lines/s':>8} {'MB':>6} {'kraken/this':>12}"
-    )
+    from distrib.shards.arrow import ArrowDataset
+
     with tempfile.TemporaryDirectory() as folder:
-        output, script = Path(folder, "out.arrow"), Path(folder, "ours.py")
-        script.write_text(OURS, encoding="utf-8")
-        for case in found:
-            best: dict[str, Timing] = {}
-            for _ in range(arguments.repeat):
-                for name, command in commands(case, output, script, arguments).items():
-                    timing = run(command, output)
-                    best[name] = min(best.get(name, timing), timing, key=lambda each: each.seconds)
-            kraken = best.get("kraken, 1 worker")
-            for name, timing in best.items():
-                ratio = f"{kraken.seconds / timing.seconds:.2f}" if kraken else "-"
-                print(
-                    f"{case.name:14} {name:18} {timing.seconds:8.2f} {timing.lines:6} "
-                    f"{timing.lines / timing.seconds:8.1f} {timing.megabytes:6.1f} {ratio:>12}"
-                )
+        output = Path(folder, "out.arrow")
+        for (name, format_type), sources in collections(arguments.data, Path(folder)).items():
+            rest = ["compile", "-f", format_type, "-o", str(output), *map(str, sources)]
+            commands = {f"ours, {n} worker(s)": [*OURS, "--workers", str(n), *rest] for n in (1, 2)}
+            if arguments.kraken:
+                commands[PEER] = [*arguments.kraken, "--workers", "1", *rest]
+            best = best_seconds(commands, repeat=arguments.repeat)
+            print_table(f"compile {name}", best, lines=len(ArrowDataset(output)), peer=PEER)
 
 
 if __name__ == "__main__":

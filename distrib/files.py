@@ -15,29 +15,50 @@ from typing import BinaryIO
 from distrib.errors import InputError, KetosError, RunError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_BAD_NAME = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 
 def write_error(path: Path, error: OSError) -> KetosError:
     """The sentence for a file that cannot be written."""
     if error.errno in _FULL:
-        return RunError(f"no space left to write {path}: free some or choose an output on another disk")
+        return RunError(f"{path}: no space left to write it; free some or choose an output on another disk.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return InputError(f"may not write {path}: choose an output in a folder you can write to")
-    return RunError(f"could not write {path}: {error.strerror or error}")
+        return InputError(f"You may not write {path}; choose an output in a folder you can write to.")
+    if error.errno in _BAD_NAME:
+        return InputError(f"{path}: no file can be written there ({error.strerror}); choose another name.")
+    return RunError(f"{path}: could not be written ({error.strerror or error}); try again or elsewhere.")
 
 
-def check_output(path: Path) -> None:
-    """Refuse an output path that cannot become a file.
+def check_output(path: Path, *, option: str = "-o", replaces: bytes | None = None) -> None:
+    """Refuse an output path that cannot become a file, or where another kind of file would be lost.
+
+    ``option`` names the path in messages. A file that is already there may be replaced only if it is
+    empty or begins with ``replaces`` (None: any).
 
     Raises:
-        InputError: its folder does not exist or is none, or the path is a folder.
+        InputError: its folder does not exist or is none, the path is a folder, or another kind of file.
     """
-    if path.is_dir():
-        raise InputError(f"output {path} is a folder: give the name of a file in it")
-    if not path.parent.exists():
-        raise InputError(f"folder {path.parent} of output {path} does not exist: create it first")
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent} in output {path} is a file: choose another folder")
+    try:
+        if path.is_dir():
+            raise InputError(f"{option} {path} is a folder; give the name of a file in it.")
+        if path.exists() and not path.is_file():
+            # A file takes its name by being renamed to it: a superuser's would take the place of /dev/null.
+            raise InputError(f"{option} {path} is a device or pipe; give the name of a file.")
+        if not path.parent.exists():
+            raise InputError(f"{option} {path}: the folder {path.parent} does not exist; create it first.")
+        if not path.parent.is_dir():
+            raise InputError(f"{option} {path}: {path.parent} is a file, no folder; choose another.")
+        if replaces is not None and path.is_file() and not _may_replace(path, replaces):
+            raise InputError(
+                f"{option} {path} is a file of another kind, which would be lost; choose another name."
+            )
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def _may_replace(path: Path, beginning: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(beginning)) in (b"", beginning)
 
 
 def scratch_file(directory: Path) -> BinaryIO:

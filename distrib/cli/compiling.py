@@ -58,11 +58,11 @@ def open_data(
     from distrib.shards.compile import CompileJob
     from distrib.stream.lines import open_collection
 
+    if reuse and compiled.is_file():
+        return open_collection([compiled])
     sources = expand_sources(arguments, manifests, format_type=format_type)
     if format_type == "binary":
         return open_collection(sources)
-    if reuse and compiled.is_file():
-        return open_collection([compiled])
     compiled.parent.mkdir(parents=True, exist_ok=True)
     job = CompileJob(
         sources=sources,

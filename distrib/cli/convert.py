@@ -7,6 +7,7 @@ import click
 from distrib.cli.options import section_command
 from distrib.config.sections import Convert, Globals
 from distrib.errors import InputError
+from distrib.files import check_output
 
 
 @section_command("convert")
@@ -24,11 +25,12 @@ def convert_command(_globals: Globals, options: Convert) -> None:
             f"{len(options.checkpoints)} files given: combining several models into one weights file is not "
             "yet available; convert one at a time."
         )
+    check_output(options.output)
     from distrib.model.weights import save_weights
     from distrib.training.models import load_model
 
     (source,) = options.checkpoints
-    if options.output.exists() and options.output.samefile(source):
-        raise InputError(f"{options.output}: is the file to convert; give another name with -o.")
+    if options.output.exists() and source.exists() and options.output.samefile(source):
+        raise InputError(f"-o {options.output} is the file to convert; give another name.")
     save_weights(load_model(source), options.output, weights_format=options.weights_format)
     click.echo(f"{options.output}: written from {source}")

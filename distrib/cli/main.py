@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from pathlib import Path
@@ -22,13 +23,33 @@ from distrib.config.sections import Globals
 from distrib.errors import KetosError
 
 _INTERRUPTED = 130
+_MACHINE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 def _failure(message: str, exit_code: int) -> click.ClickException:
     """A sentence for the user, which click prints before it exits with ``exit_code``."""
-    failure = click.ClickException(message)
+    failure = click.ClickException(_sentence(message))
     failure.exit_code = exit_code  # type: ignore[misc]
     return failure
+
+
+def _sentence(message: str) -> str:
+    """The message on one line and with a full stop; control characters of file names made visible."""
+    # A name from outside must neither break the line nor reach the terminal as an escape sequence.
+    line = "".join(
+        character if character.isprintable() or character == " " else repr(character)[1:-1]
+        for character in message.strip()
+    )
+    return line if line.endswith((".", "?", "!")) else f"{line}."
+
+
+def _system_failure(error: OSError) -> click.ClickException:
+    """The sentence for a file that the system refuses, where no one nearer to it had a better one."""
+    place = "" if error.filename is None else f"{error.filename}: "
+    reason = (error.strerror or str(error)).lower()
+    if error.errno in _MACHINE_ERRORS:
+        return _failure(f"{place}{reason}; make room on this machine, or use another, and start again.", 1)
+    return _failure(f"{place}{reason}; check its name and permissions.", 2)
 
 
 class _Ketos(click.Group):
@@ -47,10 +68,17 @@ class _Ketos(click.Group):
             raise _failure(str(error), error.exit_code) from None
         except BrokenPipeError:
             raise
+        except OSError as error:
+            _print_traceback(ctx)
+            raise _system_failure(error) from None
+        except MemoryError as error:
+            _print_traceback(ctx)
+            detail = f" ({error})" if str(error) else ""
+            raise _failure(f"Out of memory{detail}; lessen --batch-size, --pad or --workers.", 1) from None
         except Exception as error:  # the boundary: whatever is left is a bug and says how to see it
             _print_traceback(ctx)
             hint = "" if ctx.params.get("verbose", 0) > 1 else " (ketos -vv shows where)"
-            raise _failure(f"unexpected {type(error).__name__}: {error}{hint}", 1) from None
+            raise _failure(f"Unexpected {type(error).__name__}: {error}{hint}", 1) from None
 
 
 def _print_traceback(context: click.Context) -> None:

@@ -13,6 +13,7 @@ from distrib.cli.display import plural, progress
 from distrib.cli.options import require_sources, section_command
 from distrib.config.sections import Globals, LineTypeName, Test
 from distrib.errors import InputError
+from distrib.files import check_output, written_whole
 
 if TYPE_CHECKING:
     from distrib.model.weights import RecognitionModel
@@ -35,12 +36,20 @@ def test_command(globals_: Globals, options: Test) -> None:
         options.test_data,
         remedy="No test data given: name files, or a file that lists them with -e.",
     )
+    if options.json is not None and str(options.json) != "-":
+        check_output(options.json, option="--json", replaces=b"{")
     from distrib.training.evaluation import evaluate
     from distrib.training.models import load_model
 
     model = load_model(options.model)
     with tempfile.TemporaryDirectory(prefix="ketos-test-") as directory:
         collection = _collection(globals_, options, model, Path(directory))
+        if collection.line_type != model.seg_type:
+            click.echo(
+                f"Warning: {options.model} was trained on {model.seg_type} lines, the test set has "
+                f"{collection.line_type} lines.",
+                err=True,
+            )
         with progress("Recognising") as show:
             evaluation = evaluate(
                 model,
@@ -54,7 +63,7 @@ def test_command(globals_: Globals, options: Test) -> None:
             source, line_id = collection.place(bad.line)
             click.echo(f"left out: line {bad.line} ({source} {line_id}): {bad.reason}", err=True)
     if not evaluation.counts.lines:
-        raise InputError("None of the test lines could be read; nothing was evaluated.")
+        raise InputError("None of the test lines could be read; give others, or compile them again.")
     _print_report(options, evaluation)
 
 
@@ -83,7 +92,8 @@ def _print_report(options: Test, evaluation: Evaluation) -> None:
         if str(options.json) == "-":
             click.echo(text)
             return
-        options.json.write_text(text + "\n", encoding="utf-8")
+        with written_whole(options.json) as file:
+            file.write(f"{text}\n".encode())
     click.echo(render_report(evaluation.counts, model_name=name))
     if options.per_file:
         click.echo(render_files(evaluation.files))

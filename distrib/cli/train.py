@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,10 @@ from distrib.files import written_whole
 
 if TYPE_CHECKING:
     from distrib.stream.lines import LineCollection
-    from distrib.training.run import Overview
+    from distrib.training.setup import Overview
+
+
+_SHOWN_BAD_LINES = 20
 
 
 @section_command("train")
@@ -30,20 +34,34 @@ def train_command(globals_: Globals, options: Train) -> None:
         options.training_data,
         remedy="No training data given: name files, or a file that lists them with -t.",
     )
-    from distrib.runtime.run_directory import claimed_directory
-    from distrib.training.run import check_options, train
+    from distrib.training.options import check_options
 
     check_options(options, globals_)
-    with claimed_directory(options.checkpoint_path, resuming=options.resume is not None):
-        training, validation = _collections(globals_, options)
-        _store(globals_, options)
-        outcome = train(options, globals_, training, validation, on_overview=_print_overview)
+    from distrib.runtime.run_directory import claimed_directory
+    from distrib.training.setup import prepare
+
+    with claimed_directory(options.checkpoint_path, resuming=_goes_on_in_place(options)):
+        run = prepare(options, globals_, *_collections(globals_, options))
+    _print_overview(run.overview)
+    _store(globals_, options)
+    from distrib.training.run import fit
+
+    outcome = fit(run)
     if outcome.bad_lines:
-        click.echo(f"{plural(len(outcome.bad_lines), 'line')} could not be read during training.", err=True)
-        for line, reason in outcome.bad_lines[:5]:
-            source, line_id = training.place(line)
-            click.echo(f"  line {line} ({source} {line_id}): {reason}", err=True)
+        click.echo(f"{plural(len(outcome.bad_lines), 'line')} could not be used:", err=True)
+        for (where, line), reason in list(outcome.bad_lines.items())[:_SHOWN_BAD_LINES]:
+            collection = run.sets.training if where == "training" else run.sets.validation
+            source, line_id = collection.place(line)
+            click.echo(f"  {where} line {line} ({source} {line_id}): {reason}", err=True)
     click.echo(f"best model: accuracy {outcome.score:.2%}, {outcome.weights}")
+
+
+def _goes_on_in_place(options: Train) -> bool:
+    """Whether the run directory is that of the checkpoint to resume."""
+    if options.resume is None:
+        return False
+    directory = options.resume if options.resume.is_dir() else options.resume.parent
+    return options.checkpoint_path.resolve() == directory.resolve()
 
 
 def _collections(globals_: Globals, options: Train) -> tuple[LineCollection, LineCollection | None]:
@@ -72,9 +90,19 @@ def _collections(globals_: Globals, options: Train) -> tuple[LineCollection, Lin
 
 def _store(globals_: Globals, options: Train) -> None:
     """Keep the resolved experiment in the run directory, so that a resume needs no other option."""
-    stored = dataclasses.replace(options, resume=None)
+    stored = dataclasses.replace(
+        options,
+        resume=None,
+        training_data=_absolute(options.training_data),
+        evaluation_data=_absolute(options.evaluation_data),
+        ground_truth=tuple(map(str, _absolute(options.ground_truth))),
+    )
     with written_whole(options.checkpoint_path / STORED_NAME) as file:
         file.write(dump_experiment(globals_, "train", stored).encode())
+
+
+def _absolute(paths: Iterable[str | Path]) -> tuple[Path, ...]:
+    return tuple(Path(path).absolute() for path in paths)
 
 
 def _print_overview(overview: Overview) -> None:
@@ -88,12 +116,15 @@ def _print_overview(overview: Overview) -> None:
     )
     click.echo(f"alphabet of {len(characters)}: {describe_alphabet(characters)}")
     ours, theirs = alphabet_difference(characters, overview.validation.alphabet)
+    if overview.unknown:
+        click.echo(f"only in validation, cannot be learned: {' '.join(map(printable, overview.unknown))}")
+    theirs = [character for character in theirs if character not in overview.unknown]
     if theirs:
-        click.echo(f"only in validation, cannot be learned: {' '.join(map(printable, theirs))}")
+        click.echo(f"only in validation, known to the model: {' '.join(map(printable, theirs))}")
     if ours:
         click.echo(f"only in training, not measured: {' '.join(map(printable, ours))}")
-    if overview.empty:
-        click.echo(f"left out: {plural(overview.empty, 'line')} without text")
+    if overview.training.empty.size:
+        click.echo(f"left out: {plural(overview.training.empty.size, 'line')} without text")
     if overview.narrow:
         click.echo(f"left out: {plural(overview.narrow, 'line')} too narrow for their text (CTC)")
     click.echo(f"network {overview.spec}, {plural(overview.parameters, 'parameter')}")

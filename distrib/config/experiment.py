@@ -42,14 +42,16 @@ def read_experiment(path: Path) -> ExperimentFile:
     for key, value in document.items():
         if key in SECTIONS:
             if value is not None and not isinstance(value, Mapping):
-                raise InputError(f"{path}: section `{key}` must hold options, not {value!r}.")
+                raise InputError(
+                    f"{path}: section `{key}` must hold options as `name: value`, not {value!r}."
+                )
             sections[key] = value or {}
         elif key in global_names:
             top[key] = value
         elif key not in KRAKEN_SECTIONS:
-            known = [*global_names, *SECTIONS]
+            meant = nearest(str(key), [*global_names, *SECTIONS])
             raise InputError(
-                f"{path}: `{key}` is neither a global option nor a section{nearest(str(key), known)}."
+                f"{path}: `{key}` is neither a global option nor a section{meant}; correct or remove it."
             )
     try:
         make_section(Globals, "", top)
@@ -71,7 +73,9 @@ def stored_experiment(resume: Path) -> ExperimentFile:
         return ExperimentFile()
     stored = read_experiment(file)
     sections = {
-        name: {**values, "checkpoint_path": str(directory)} if "checkpoint_path" in values else values
+        # The checkpoint holds the model with its codec; what it was made from does not come into it again.
+        name: {key: value for key, value in values.items() if key not in ("load", "codec")}
+        | {"checkpoint_path": str(directory)}
         for name, values in stored.sections.items()
     }
     return ExperimentFile(globals=stored.globals, sections=sections)
@@ -90,19 +94,46 @@ def _load_yaml(path: Path) -> Mapping[Any, Any]:
     import yaml
 
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = yaml.safe_load(text)
+        repeated = _repeated_key(yaml.compose(text, yaml.SafeLoader))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); check its name and permissions."
+        ) from None
+    except RecursionError:
+        raise InputError(f"{path}: not an experiment file; it is nested too deeply.") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date or number out of range
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "not text in UTF-8"
-        raise InputError(f"{path}{line}: not a YAML experiment file ({problem}).") from None
+        undecodable = isinstance(error, UnicodeDecodeError | yaml.reader.ReaderError)
+        problem = "not text in UTF-8" if undecodable else getattr(error, "problem", None) or error
+        raise InputError(f"{path}{line}: not a YAML experiment file ({problem}); correct it.") from None
+    if repeated is not None:
+        line = f"line {repeated.start_mark.line + 1}"
+        raise InputError(f"{path}, {line}: `{repeated.value}` is given a second time; keep one of them.")
     if document is None:
         return {}
     if not isinstance(document, Mapping):
         raise InputError(f"{path}: not an experiment file; it must hold options as `name: value`.")
     return document
+
+
+def _repeated_key(document: Any) -> Any:
+    """The node of the first name that the document, or a section of it, gives twice; None without one.
+
+    Of names given twice YAML takes the last without a word.
+    """
+    import yaml
+
+    sections = [value for _, value in document.value] if isinstance(document, yaml.MappingNode) else []
+    for node in [document, *sections]:
+        seen: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else []:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                return key
+            seen.add(str(key.value))
+    return None
 
 
 def _plain(section: Any) -> dict[str, Any]:

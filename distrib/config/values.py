@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +28,9 @@ def make_section(section: type[SectionT], name: str, *layers: Mapping[str, Any])
         for key, raw in layer.items():
             where = f"`{name}.{key}`" if name else f"`{key}`"
             if key not in fields:
-                raise InputError(f"{where} is not an option{nearest(key, fields)}.")
+                raise InputError(
+                    f"{where} is not an option{nearest(str(key), fields)}; correct or remove it."
+                )
             info = info_of(fields[key])
             where += f" ({', '.join(info.flags)})" if info.flags else ""
             value = _convert(raw, field_types[key], where)
@@ -75,17 +78,24 @@ def _convert_one(raw: Any, field_type: FieldType, where: str) -> Any:
     if base is float:
         return _number(raw, where)
     if base is Path:
-        return Path(_require(raw, isinstance(raw, str | Path), "a path", where))
-    return _require(raw, isinstance(raw, str), "text", where)
+        return Path(_plain_text(_require(raw, isinstance(raw, str | Path), "a path", where), where))
+    return _plain_text(_require(raw, isinstance(raw, str), "text", where), where)
+
+
+def _plain_text(raw: str | Path, where: str) -> Any:
+    # An empty path would mean the working directory; most often a shell variable was not set.
+    if raw == "":
+        raise InputError(f"{where} is empty; give it a value or remove it.")
+    return _require(raw, "\0" not in str(raw), "without NUL characters", where)
 
 
 def _number(raw: Any, where: str) -> float:
     # YAML 1.1 reads 1e-3 (no dot) as text, and every experiment file has such learning rates.
     try:
         value = float(raw) if not isinstance(raw, bool) else float("nan")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = float("nan")
-    return float(_require(value, value == value, "a number", where, raw))
+    return float(_require(value, math.isfinite(value), "a number", where, raw))
 
 
 def _require(value: Any, good: bool, kind: str, where: str, raw: Any = None) -> Any:

@@ -194,10 +194,13 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _missing(path: Path) -> ImageProblem:
-    return ImageProblem(SkipReason.MISSING_IMAGE, f"image {path} does not exist")
+    return ImageProblem(
+        SkipReason.MISSING_IMAGE, f"image {path} does not exist; put it there or correct its name"
+    )
 
 
 def _unreadable(name: str, error: Exception) -> ImageProblem:
     return ImageProblem(
-        SkipReason.UNREADABLE_IMAGE, f"image {name} cannot be read: {error or type(error).__name__}"
+        SkipReason.UNREADABLE_IMAGE,
+        f"image {name} cannot be read ({error or type(error).__name__}); replace it",
     )

@@ -111,7 +111,9 @@ def _curved(shape: LineShape) -> tuple[tuple[Point, ...], tuple[Point, ...]]:
         raise LineProblem(SkipReason.SHORT_BASELINE, "the baseline is a single point")
     polygon = _read("polygon", shape.polygon, SkipReason.NO_POLYGON)
     if not polygon:
-        raise LineProblem(SkipReason.NO_POLYGON, "the line has no boundary polygon")
+        raise LineProblem(
+            SkipReason.NO_POLYGON, "the line has no boundary polygon; draw one or leave the line out"
+        )
     if len(set(polygon)) < 3:
         raise LineProblem(SkipReason.DEGENERATE_POLYGON, "the boundary polygon has fewer than three corners")
     return baseline, polygon

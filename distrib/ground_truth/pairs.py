@@ -24,7 +24,8 @@ def read_pair(image: Path) -> Page:
     if image.suffix.lower() in _NOT_IMAGES:
         raise SourceProblem(
             SkipReason.NOT_GROUND_TRUTH,
-            f"{image} is not a line image: with -f path name the images, for XML files use -f xml",
+            f"{image} is not a line image: with -f path name the images, for XML files use -f xml, "
+            "for compiled data sets -f binary",
         )
     text = read_text(find_text_file(image))
     line = Line(id=image.name, text=text, baseline=None, boundary=None)
@@ -51,8 +52,10 @@ def find_text_file(image: Path) -> Path:
         if plain.is_file():
             detail += f"; there is {plain.name}: rename it to {prefix}{TEXT_SUFFIX}"
             break
+    else:
+        detail += "; write one"
     if not image.exists():
-        raise SourceProblem(SkipReason.MISSING_IMAGE, f"image {image} does not exist")
+        raise SourceProblem(SkipReason.MISSING_IMAGE, f"image {image} does not exist; check its name")
     raise SourceProblem(SkipReason.MISSING_TEXT_FILE, detail)
 
 
@@ -69,7 +72,9 @@ def read_text(path: Path) -> str:
             SkipReason.UNREADABLE_TEXT, f"{path} is not UTF-8 (byte {error.start}); convert it"
         ) from error
     except OSError as error:
-        raise SourceProblem(SkipReason.UNREADABLE_TEXT, f"{path} cannot be read: {error.strerror}") from error
+        raise SourceProblem(
+            SkipReason.UNREADABLE_TEXT, f"{path} cannot be read ({error.strerror}); check its permissions"
+        ) from error
 
 
 def _prefixes(name: str) -> Iterator[str]:

@@ -67,7 +67,7 @@ def read_line_images(
     try:
         image = open_image(page.image, max_pixels=max_pixels)
     except ImageProblem as problem:
-        lost = "" if format_type == "path" else f"; lines lost with it: {len(page.lines)}"
+        lost = "" if format_type == "path" else f" (lines lost with it: {len(page.lines)})"
         yield Skip(source=source, line_id=None, reason=problem.reason, detail=problem.detail + lost)
         return
     if format_type == "path":

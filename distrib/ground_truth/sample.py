@@ -54,7 +54,9 @@ def write_sample(directory: Path, *, pairs: int = 240, pages: int = 6, seed: int
         InputError: the directory holds something, cannot be written, or an argument is negative.
     """
     if min(pairs, pages, seed) < 0:
-        raise InputError(f"pairs ({pairs}), pages ({pages}) and seed ({seed}) of a sample cannot be negative")
+        raise InputError(
+            f"pairs ({pairs}), pages ({pages}) and seed ({seed}) of a sample cannot be negative."
+        )
     _make_empty(directory)
     alphabet: set[str] = set()
     page_lines = 0
@@ -71,7 +73,9 @@ def write_sample(directory: Path, *, pairs: int = 240, pages: int = 6, seed: int
         readme = _README.format(seed=seed, pairs=pairs, pages=pages)
         (directory / "README.md").write_text(readme, encoding="utf-8", newline="\n")
     except OSError as error:
-        raise InputError(f"cannot write the sample into {directory}: {error.strerror or error}") from error
+        raise InputError(
+            f"{directory}: the sample cannot be written ({error.strerror or error}); name another directory."
+        ) from error
     return SampleSummary(
         directory=directory,
         pairs=pairs,
@@ -86,9 +90,11 @@ def _make_empty(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         occupied = any(directory.iterdir())
     except OSError as error:
-        raise InputError(f"cannot make the directory {directory}: {error.strerror or error}") from error
+        raise InputError(
+            f"{directory} cannot be made ({error.strerror or error}); name another directory."
+        ) from error
     if occupied:
-        raise InputError(f"{directory} is not empty: name a new or empty directory for the sample")
+        raise InputError(f"{directory} is not empty; name a new or empty directory for the sample.")
 
 
 def _stream(seed: int, number: int) -> np.random.Philox:

@@ -39,7 +39,7 @@ class Typesetter:
     def __init__(self, size: float) -> None:
         font = ImageFont.load_default(size * _OVERSAMPLING)
         if not isinstance(font, ImageFont.FreeTypeFont):
-            raise InputError("the sample needs a Pillow built with FreeType: install Pillow from PyPI")
+            raise InputError("The sample needs a Pillow built with FreeType; install Pillow from PyPI.")
         self.size = size
         self._font = font
 

@@ -62,24 +62,24 @@ def read_manifest(manifest: Path) -> list[Path]:
     lines = content.decode("utf-8", errors="surrogateescape").removeprefix("\ufeff").split("\n")
     paths = [_resolve(line.removesuffix("\r"), manifest.parent) for line in lines if line.strip()]
     if not paths:
-        raise InputError(f"manifest {manifest} lists no files; write one path a line")
+        raise InputError(f"{manifest} lists no files; write one path a line into it.")
     return paths
 
 
 def _expand_argument(argument: str, format_type: SourceFormat) -> Iterator[Path]:
     path = Path(argument)
-    if path.is_dir():
+    if _exists(path) and path.is_dir():
         pattern = path / _EXAMPLE_PATTERN[format_type]
-        raise InputError(f"{argument} is a folder; name the files in it, for example '{pattern}'")
-    if path.exists():
+        raise InputError(f"{argument} is a folder; name the files in it, for example '{pattern}'.")
+    if _exists(path):
         yield path
         return
     if not glob.has_magic(argument):
         example = _EXAMPLE_PATTERN[format_type]
-        raise InputError(f"{argument} does not exist; check the name, or use a glob such as '{example}'")
+        raise InputError(f"{argument} does not exist; check the name, or use a glob such as '{example}'.")
     matches = _glob_files(argument) or _glob_files(argument.replace("[", "[[]"))
     if not matches:
-        raise InputError(f"no file matches '{argument}'")
+        raise InputError(f"{argument} matches no file; check the pattern and the folder you are in.")
     yield from matches
 
 
@@ -93,20 +93,24 @@ def _manifest_bytes(manifest: Path) -> bytes:
     try:
         content = manifest.read_bytes()
     except FileNotFoundError as error:
-        raise InputError(f"manifest {manifest} does not exist") from error
-    except IsADirectoryError as error:
         raise InputError(
-            f"manifest {manifest} is a folder; name a text file that lists one path a line"
+            f"{manifest} does not exist; name a text file that lists one path a line."
         ) from error
+    except IsADirectoryError as error:
+        raise InputError(f"{manifest} is a folder; name a text file that lists one path a line.") from error
     except OSError as error:
-        raise InputError(f"manifest {manifest} cannot be read: {error.strerror}") from error
+        raise InputError(
+            f"{manifest} cannot be read ({error.strerror}); name a text file that lists one path a line."
+        ) from error
     if content.startswith(_BINARY_MAGIC) or b"\0" in content[:65536]:
         raise InputError(
-            f"{manifest} is a binary file, not a manifest; to use the file itself name it without that option"
+            f"{manifest} is no list of paths but a binary file; to use the file itself name it without "
+            "-F, -t or -e."
         )
     if content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
         raise InputError(
-            f"{manifest} is an XML file, not a manifest; to use the file itself name it without that option"
+            f"{manifest} is no list of paths but an XML file; to use the file itself name it without "
+            "-F, -t or -e."
         )
     return content
 
@@ -116,11 +120,19 @@ def _resolve(line: str, folder: Path) -> Path:
     stripped = line.strip()
     if line != stripped:
         for candidate in (Path(line), folder / line):
-            if candidate.exists():
+            if _exists(candidate):
                 return candidate
     path = Path(stripped)
     # Asking a shared file system about each of a million absolute paths takes minutes and decides nothing.
-    if path.is_absolute() or path.exists():
+    if path.is_absolute() or _exists(path):
         return path
     beside_manifest = folder / path
-    return beside_manifest if beside_manifest.exists() else path
+    return beside_manifest if _exists(beside_manifest) else path
+
+
+def _exists(path: Path) -> bool:
+    # A line of a file that is no manifest may be longer than a name can be.
+    try:
+        return path.exists()
+    except OSError:
+        return False

@@ -45,11 +45,14 @@ def parse_xml(source: Path) -> etree._Element:
     try:
         data = source.read_bytes()
     except FileNotFoundError as error:
-        raise SourceProblem(SkipReason.MISSING_FILE, f"{source} does not exist") from error
+        raise SourceProblem(SkipReason.MISSING_FILE, f"{source} does not exist; check its name") from error
     except OSError as error:
-        raise SourceProblem(SkipReason.MISSING_FILE, f"{source} cannot be read: {error.strerror}") from error
+        raise SourceProblem(
+            SkipReason.MISSING_FILE,
+            f"{source} cannot be read ({error.strerror}); check its name and permissions",
+        ) from error
     if not data.strip():
-        raise SourceProblem(SkipReason.MALFORMED_XML, f"{source} is empty")
+        raise SourceProblem(SkipReason.MALFORMED_XML, f"{source} is empty; leave it out")
     _refuse_entities(data, source)
     parser = etree.XMLParser(
         resolve_entities=False,
@@ -64,14 +67,13 @@ def parse_xml(source: Path) -> etree._Element:
     try:
         root = etree.fromstring(data, parser)
     except etree.XMLSyntaxError as error:
-        raise SourceProblem(
-            SkipReason.MALFORMED_XML, f"{source} is not well-formed XML: {error.msg}"
-        ) from error
+        raise SourceProblem(SkipReason.MALFORMED_XML, _syntax_problem(data, source, error)) from error
     # With an external subset undeclared entities are no error, and text would silently lack them.
     if root.getroottree().docinfo.internalDTD is not None and _ENTITY_REFERENCE.search(data):
         raise SourceProblem(
             SkipReason.UNSAFE_XML,
-            f"{source} uses an entity of a document type definition, which is not loaded",
+            f"{source} uses an entity of a document type definition, which is not loaded; "
+            "write out what it stands for",
         )
     return root
 
@@ -129,6 +131,14 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def _syntax_problem(data: bytes, source: Path, error: etree.XMLSyntaxError) -> str:
+    beginning = data[:64].replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")
+    if not beginning.startswith(b"<"):
+        kinds = "use -f path for line images and, in training and tests, -f binary for data sets"
+        return f"{source} is not an XML file; {kinds}"
+    return f"{source} is not well-formed XML ({error.msg}); correct it or leave it out"
 
 
 def _refuse_entities(data: bytes, source: Path) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
+from typing import Any
 
 from distrib.errors import InputError
 
@@ -66,6 +67,9 @@ class Codec:
 
     def __hash__(self) -> int:
         return hash(frozenset(self._keys.items()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Codec, (self.c2l,)
 
     def __repr__(self) -> str:
         return f"Codec({self.c2l!r})"

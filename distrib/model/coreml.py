@@ -74,6 +74,13 @@ def write_coreml(network: VGSLNetwork, metadata: Mapping[str, Any], path: Path) 
         file.write(content)
 
 
+def refuse_unfit(network: VGSLNetwork, path: Path) -> None:
+    """Raise what ``write_coreml`` to ``path`` would raise for this network, before it is trained."""
+    model = _protobuf(path)[0]()
+    for name, layer in network.nn.named_children():
+        _write_layer(model.neuralNetwork, name, layer, path)
+
+
 def _protobuf(path: Path) -> tuple[Any, type[Exception]]:
     """The protobuf class of CoreML models and protobuf's error for bytes that are none."""
     logger = logging.getLogger("coremltools")
@@ -159,7 +166,8 @@ def _write_layer(network: Any, name: str, layer: nn.Module, path: Path) -> None:
                 stored.weights.add().floatValue.extend(_flat(parameter))
     else:
         raise InputError(
-            f"{path}: CoreML weights cannot hold the block `{name}` (nested or legacy); use safetensors"
+            f"{path}: CoreML weights cannot hold the block `{name}` (nested or legacy); use safetensors "
+            "(--weights-format)"
         )
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import CheckpointIO
 
-from distrib.errors import InputError, RunError
-from distrib.files import written_whole
+from distrib.errors import InputError
 from distrib.model.codec import Codec
 from distrib.model.vgsl import VGSLNetwork
 from distrib.model.weights import RecognitionModel
@@ -50,6 +48,23 @@ def saved_checkpoints(directory: Path) -> list[SavedCheckpoint]:
     return sorted(found, key=lambda each: (each.score, each.epoch))
 
 
+def best_checkpoint(directory: Path) -> tuple[Path, float] | None:
+    """The best checkpoint of a run directory with its exact score, the later of equal ones; None without any.
+
+    Names hold four decimals: where the best agree in those, the scores inside decide.
+    """
+    saved = saved_checkpoints(directory)
+    found = []
+    for each in saved:
+        if each.score == saved[-1].score:
+            checkpoint = load_checkpoint(each.path)
+            found.append((checkpoint[STATE_KEY]["score"], checkpoint["global_step"], each.path))
+    if not found:
+        return None
+    score, _, path = max(found)
+    return path, score
+
+
 def prune_checkpoints(directory: Path, *, keep: int) -> None:
     """Remove all but the best ``keep`` named checkpoints."""
     for surplus in saved_checkpoints(directory)[:-keep]:
@@ -61,26 +76,38 @@ def checkpoint_to_resume(path: Path) -> Path:
     if path.is_dir():
         last = path / LAST
         if not last.is_file():
-            raise InputError(f"{path}: holds no {LAST} to resume from.")
+            raise InputError(
+                f"{path}: holds no {LAST} to resume from; name the directory of a run, or a checkpoint."
+            )
         return last
     if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint to resume from.")
+        raise InputError(f"{path}: no such checkpoint to resume from; check its name.")
     return path
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of ours, on the CPU; executes no pickled code. Raises InputError for anything else."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            file.read(1)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError):
+        reason = error.strerror or error
+        raise InputError(f"{path}: cannot be read ({reason}); check its name and permissions.") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on oddities of a damaged file
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    # torch's unpickler raises whatever it runs into in damaged data, from OSError to IndexError.
+    except Exception:
         raise InputError(
-            f"{path}: not a checkpoint of this program, or damaged (one of kraken's must be converted to "
-            "weights with kraken's own `ketos convert` first)."
+            f"{path}: not a checkpoint of this program, or damaged; give another (one of kraken's must be "
+            "converted to weights with kraken's own `ketos convert` first)."
         ) from None
-    if not isinstance(checkpoint, Mapping) or STATE_KEY not in checkpoint:
-        raise InputError(f"{path}: not a checkpoint of this program.")
+    state = checkpoint.get(STATE_KEY) if isinstance(checkpoint, Mapping) else None
+    if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
+        raise InputError(
+            f"{path}: not a checkpoint of this program; give another, or weights to start from with --load."
+        )
     return dict(checkpoint)
 
 
@@ -104,15 +131,27 @@ def model_state(model: RecognitionModel) -> dict[str, Any]:
 
 
 def model_from_checkpoint(checkpoint: Mapping[str, Any]) -> RecognitionModel:
-    """The model of a loaded checkpoint, ready to recognise or to be exported."""
-    state = checkpoint[STATE_KEY]["model"]
+    """The model of a loaded checkpoint, ready to recognise or to be exported.
+
+    Raises InputError where it is damaged.
+    """
+    try:
+        return _assembled_model(checkpoint[STATE_KEY]["model"], checkpoint["state_dict"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        # Of our format, but with parts that are missing or do not fit each other.
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the checkpoint is damaged ({reason}); give another.") from error
+
+
+def _assembled_model(state: Mapping[str, Any], tensors: Mapping[str, Any]) -> RecognitionModel:
     network = VGSLNetwork(state["spec"])
-    tensors = {
-        name.removeprefix(_NETWORK_PREFIX): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(_NETWORK_PREFIX)
-    }
-    network.load_state_dict(tensors)
+    network.load_state_dict(
+        {
+            name.removeprefix(_NETWORK_PREFIX): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(_NETWORK_PREFIX)
+        }
+    )
     return RecognitionModel(
         network=network,
         codec=Codec.from_mapping(state["codec"]),
@@ -122,24 +161,3 @@ def model_from_checkpoint(checkpoint: Mapping[str, Any]) -> RecognitionModel:
         metrics=state["metrics"],
         accuracy=state["accuracy"],
     )
-
-
-class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's way to disk: written aside, flushed, renamed; read without executing pickled code."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to ``path``. Raises RunError where the disk does not take it."""
-        target = Path(path)
-        try:
-            with written_whole(target) as file:
-                torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:
-            raise RunError(f"{target}: the checkpoint could not be written ({error}).") from error
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        """Read a checkpoint of ours."""
-        return load_checkpoint(Path(path))
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Remove a checkpoint file."""
-        Path(path).unlink(missing_ok=True)

@@ -59,3 +59,9 @@ def autocast_of(precision: str, device: str) -> AbstractContextManager[Any]:
     if precision not in dtypes:
         return nullcontext()
     return torch.autocast(device.partition(":")[0], dtype=dtypes[precision])
+
+
+def full_precision_dtype(precision: str) -> torch.dtype:
+    """The type a network's parameters have under a Lightning precision."""
+    dtypes = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
+    return dtypes.get(precision, torch.float32)

@@ -24,13 +24,19 @@ def claimed_directory(directory: Path, *, resuming: bool) -> Iterator[None]:
         )
     missing = next((path for path in reversed([directory, *directory.parents]) if not path.exists()), None)
     before = set(directory.iterdir()) if directory.is_dir() else set()
+    saved = set(saved_checkpoints(directory))
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{directory}: cannot be made a run directory ({error.strerror}).") from None
+        raise InputError(
+            f"{directory}: cannot be made a run directory ({error.strerror}); choose another with -o."
+        ) from None
     try:
         yield
     except InputError:
+        # Whatever has been saved since is work done, and stays however the run ended.
+        if set(saved_checkpoints(directory)) - saved:
+            raise
         if missing is not None:
             shutil.rmtree(missing, ignore_errors=True)
         else:

@@ -19,6 +19,7 @@ from distrib.ground_truth.records import BaseDirection, LineType, Split
 from distrib.shards.arrow_schema import (
     KRAKEN_FIELDS,
     LINES_TYPE,
+    MAGIC,
     OWN_FIELDS,
     SPLITS,
     Counts,
@@ -33,7 +34,6 @@ UNTAGGED: Final = 0
 SPLIT_CODES: Final[Mapping[Split, int]] = {split: code for code, split in enumerate(SPLITS, start=1)}
 """What ``SampleIndex.splits`` holds; ``UNTAGGED`` for lines that belong to no split."""
 
-_MAGIC: Final = b"ARROW1"
 _INDEX_COLUMNS: Final = ("width", "height", "key")
 _CACHED_BATCHES: Final = 64
 
@@ -110,9 +110,9 @@ class ArrowDataset:
             metadata = DatasetMetadata.from_schema(schema)
             _check_columns(schema)
         except MetadataProblem as error:
-            raise InputError(f"{self.path}: {error}; make a data set with 'ketos compile'") from error
+            raise InputError(f"{self.path}: {error}; make a data set with `ketos compile`.") from error
         except UnicodeDecodeError as error:  # pyarrow decodes names of columns only when they are asked for
-            raise InputError(f"{self.path} is damaged: copy or compile it again") from error
+            raise InputError(f"{self.path} is damaged; copy or compile it again.") from error
         self.line_type = metadata.line_type
         self.alphabet = metadata.alphabet
         self.im_mode = metadata.im_mode
@@ -124,7 +124,7 @@ class ArrowDataset:
         )
         self._starts = self._batch_starts(metadata)
         if not len(self):
-            raise InputError(f"{self.path} has no lines: compile it again from ground truth with text")
+            raise InputError(f"{self.path} has no lines; compile it again from ground truth with text.")
         self._batch = lru_cache(maxsize=_CACHED_BATCHES)(self._load_batch)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -209,7 +209,7 @@ class ArrowDataset:
         return batch
 
     def _damage(self, number: int) -> InputError:
-        return InputError(f"{self.path} is damaged in record batch {number}: copy or compile it again")
+        return InputError(f"{self.path} is damaged in record batch {number}; copy or compile it again.")
 
     def _batch_starts(self, metadata: DatasetMetadata) -> npt.NDArray[np.int64]:
         """Index of the first line of each batch, and the number of lines as the last element."""
@@ -227,26 +227,28 @@ class ArrowDataset:
 def _reopen(path: Path, fingerprint: str) -> ArrowDataset:
     dataset = ArrowDataset(path)
     if dataset.fingerprint != fingerprint:
-        raise RunError(f"{path} has been replaced since it was opened: start again with the new file")
+        raise RunError(f"{path} has been replaced since it was opened; start again with the new file.")
     return dataset
 
 
 def _open(path: Path, *, mapped: bool) -> pa.RecordBatchFileReader:
     try:
         if path.is_dir():
-            raise InputError(f"{path} is a folder: name a data set file (.arrow)")
+            raise InputError(f"{path} is a folder; name a data set file (.arrow).")
         with path.open("rb") as file:
-            begins_as_arrow = file.read(len(_MAGIC)) == _MAGIC
+            begins_as_arrow = file.read(len(MAGIC)) == MAGIC
         if not begins_as_arrow:
-            raise InputError(f"{path} is not an Arrow file: name a data set made with 'ketos compile'")
+            raise InputError(f"{path} is not an Arrow file; name a data set made with `ketos compile`.")
         source = pa.memory_map(str(path), "r") if mapped else pa.OSFile(str(path), "rb")
         return pa.ipc.open_file(source)
     except FileNotFoundError as error:
-        raise InputError(f"data set {path} does not exist: check its name") from error
+        raise InputError(f"{path} does not exist; check its name.") from error
     except pa.ArrowException as error:
-        raise InputError(f"{path} is cut short or damaged: copy or compile it again") from error
+        raise InputError(f"{path} is cut short or damaged; copy or compile it again.") from error
     except OSError as error:
-        raise InputError(f"could not read data set {path}: {error.strerror or error}") from error
+        raise InputError(
+            f"{path} cannot be read ({error.strerror or error}); check its name and permissions."
+        ) from error
 
 
 def _check_columns(schema: pa.Schema) -> None:

@@ -51,6 +51,9 @@ DATASET_TYPES: Final[Mapping[LineType, str]] = {
 LINES_TYPE: Final = pa.struct(
     [("text", pa.string()), ("im", pa.binary()), ("language", pa.list_(pa.string()))],
 )
+MAGIC: Final = b"ARROW1"
+"""What an Arrow file begins with."""
+
 KRAKEN_FIELDS: Final = (
     pa.field("lines", LINES_TYPE),
     pa.field("train", pa.bool_()),

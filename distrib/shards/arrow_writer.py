@@ -76,7 +76,7 @@ class ArrowWriter:
         recordbatch_size: int = 100,
     ) -> None:
         if recordbatch_size < 1:
-            raise InputError(f"--recordbatch-size is {recordbatch_size}: give 1 or more lines a batch")
+            raise InputError(f"--recordbatch-size is {recordbatch_size}; give 1 or more lines a batch.")
         check_output(path)
         self.path = path
         self.alphabet: Counter[str] = Counter()
@@ -144,7 +144,7 @@ class ArrowWriter:
 
     def _finish(self) -> None:
         if not self.lines:
-            raise InputError(f"there are no lines to write to {self.path}")
+            raise InputError(f"{self.path}: there are no lines to write; give ground truth with lines.")
         self._flush()
         self._batches.close()
         self._scratch.seek(0)

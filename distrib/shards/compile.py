@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from distrib.errors import InputError, RunError
+from distrib.files import check_output
 from distrib.ground_truth.reader import read_line_images
 from distrib.ground_truth.records import FormatType, LineType, Skip, SkipReason
+from distrib.shards.arrow_schema import MAGIC
 from distrib.shards.arrow_writer import ArrowWriter
 from distrib.shards.ordered import WorkerDied, map_ordered
 from distrib.shards.pack import PAIRS_A_TASK, LineReader, PackedPage, PackTask, pack
@@ -166,8 +168,8 @@ def _packed_pages(job: CompileJob, read: LineReader) -> Generator[PackedPage, No
     except WorkerDied as error:
         suspects = [source for task in error.suspects for source in task.sources]
         raise RunError(
-            "a worker ended without a result, most likely killed for want of memory, at "
-            f"{_enumerate(suspects)}: use fewer --workers or give the job more memory"
+            "A worker ended without a result, most likely killed for want of memory, at "
+            f"{_enumerate(suspects)}; use fewer --workers or give the job more memory."
         ) from error
 
 
@@ -187,15 +189,18 @@ def _tasks(job: CompileJob, read: LineReader) -> Iterator[PackTask]:
 def _check_paths(job: CompileJob) -> None:
     """Raises InputError for outputs that would destroy the ground truth or each other."""
     if not job.sources:
-        raise InputError("there is no ground truth to compile: name files or a manifest (-F)")
-    for option, path in (("output", job.output), ("--report", job.report)):
+        raise InputError(
+            "There is no ground truth to compile; name files, or a file that lists them with -F."
+        )
+    for option, path in (("-o", job.output), ("--report", job.report)):
         if path is None:
             continue
         for source in job.sources:
             if source.name == path.name and path.exists() and source.exists() and source.samefile(path):
-                raise InputError(f"{option} {path} is one of the ground truth files: choose another name")
+                raise InputError(f"{option} {path} is one of the ground truth files; choose another name.")
+    check_output(job.output, replaces=MAGIC)
     if job.report is not None and job.report.resolve() == job.output.resolve():
-        raise InputError(f"--report and output are both {job.output}: choose two names")
+        raise InputError(f"--report and -o are both {job.output}; choose two names.")
 
 
 def _progress(job: CompileJob, tally: _Tally) -> CompileProgress:
@@ -216,7 +221,9 @@ def _cause(skips: Sequence[Skip]) -> Skip:
 def _nothing_usable(job: CompileJob, tally: _Tally) -> InputError:
     """The error that says why, by the commonest reason and the first file it befell."""
     if not tally.causes:
-        return InputError(f"there are no lines in {_enumerate(job.sources)}: nothing to compile")
+        return InputError(
+            f"Nothing to compile: there are no lines in {_enumerate(job.sources)}; give others."
+        )
     reason, count = tally.causes.most_common(1)[0]
     example = tally.cause_examples[reason]
     detail = example.detail.rstrip(".")
@@ -227,10 +234,10 @@ def _nothing_usable(job: CompileJob, tally: _Tally) -> InputError:
         detail = f"{where}: {detail}"
     remedy = "; --keep-empty-lines keeps lines without text" if reason is SkipReason.EMPTY_TEXT else ""
     if len(job.sources) == 1:
-        return InputError(f"nothing to compile ({reason}): {detail}{remedy}")
+        return InputError(f"Nothing to compile ({reason}): {detail}{remedy}.")
     return InputError(
-        f"nothing to compile in {len(job.sources)} files, {count} of them for {reason}: "
-        f"such as {detail}{remedy}"
+        f"Nothing to compile in {len(job.sources)} files, {count} of them for {reason}: "
+        f"such as {detail}{remedy}."
     )
 
 

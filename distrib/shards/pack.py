@@ -74,7 +74,7 @@ def _pack_page(source: Path, task: PackTask) -> PackedPage:
     except KetosError:
         raise
     except MemoryError as error:
-        raise RunError(f"{source} does not fit in memory: give more, or use fewer --workers") from error
+        raise RunError(f"{source} does not fit in memory; give more, or use fewer --workers.") from error
     except Exception as error:
         # A boundary: hours of compiling must not be lost to one page that trips over a defect. It does
         # not hide, being counted and reported like any other page that cannot be used.

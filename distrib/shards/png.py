@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Final
 
 import numpy as np
@@ -21,6 +23,21 @@ _PREFIX: Final = np.frombuffer(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", dtype=np.
 _DECODE_MODES: Final = ("1", "L", "RGB")
 
 
+# All that Pillow raises for damaged images; some of it comes from the libraries below it.
+UNREADABLE_IMAGE: Final = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
 def encode_png(image: Image.Image) -> bytes:
     """PNG of an image of mode ``1``, ``L`` or ``RGB``."""
     target = io.BytesIO()
@@ -32,8 +49,7 @@ def decode_png(png: bytes | memoryview) -> Image.Image:
     """Decoded image of mode ``1``, ``L`` or ``RGB``, of a PNG and of no other format.
 
     Raises:
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError: damaged or oversized images,
-            as Pillow raises them.
+        one of UNREADABLE_IMAGE: damaged or oversized images.
     """
     with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
         image.load()

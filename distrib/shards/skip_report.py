@@ -27,7 +27,7 @@ class SkipReport:
         self._file: AsideFile | None = None
         self._stack = ExitStack()
         if path is not None:
-            check_output(path)
+            check_output(path, option="--report", replaces=b"{")
 
     def __enter__(self) -> SkipReport:
         if self._path is not None:

@@ -9,14 +9,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
 from distrib.errors import InputError
 from distrib.ground_truth.network_input import NetworkInput
 from distrib.ground_truth.text import TextPipeline
+from distrib.shards.png import UNREADABLE_IMAGE
 from distrib.stream.lines import LineCollection
 
-UNREADABLE = (InputError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (InputError, *UNREADABLE_IMAGE)
 """What reading a damaged line raises: a broken record of a data set, or Pillow's errors."""
 
 Encode = Callable[[str], Sequence[int]]
@@ -70,7 +70,7 @@ class BatchReader:
     network_input: NetworkInput
     text_pipeline: TextPipeline
     encode: Encode
-    required_steps: Callable[[Sequence[int]], int]
+    steps_needed: Callable[[Sequence[int]], int]
 
     def __call__(self, lines: npt.NDArray[np.int64]) -> LineBatch:
         """The batch of the given line numbers; a line that cannot be decoded is left out and named."""
@@ -90,9 +90,7 @@ class BatchReader:
             widths=torch.tensor([image.shape[2] for image in images], dtype=torch.int64),
             labels=torch.tensor([label for labels in encoded for label in labels], dtype=torch.int64),
             label_lengths=torch.tensor([len(labels) for labels in encoded], dtype=torch.int64),
-            required_steps=torch.tensor(
-                [self.required_steps(labels) for labels in encoded], dtype=torch.int64
-            ),
+            required_steps=torch.tensor([self.steps_needed(labels) for labels in encoded], dtype=torch.int64),
             lines=torch.tensor(kept, dtype=torch.int64),
             texts=texts,
             bad=bad,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from distrib.errors import InputError
+from distrib.errors import InputError, RunError
 from distrib.stream.batches import BatchReader, LineBatch
 from distrib.stream.plan import Batch, epoch_plan, sequential_plan
 
@@ -39,7 +39,9 @@ class TrainingLoader:
         self._batch_size, self._seed = batch_size, seed
         self._epoch, self._step = 0, 0
         self._batches = _BatchList()
-        self._loader = _data_loader(reader, self._batches, workers=workers, pin_memory=pin_memory)
+        self._loader = _data_loader(
+            reader, self._batches, workers=workers, pin_memory=pin_memory, persistent=True
+        )
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
@@ -48,7 +50,7 @@ class TrainingLoader:
     def __iter__(self) -> Iterator[LineBatch]:
         plan = self.plan(self._epoch)
         self._batches.batches = [self._lines[batch] for batch in plan[self._step :]]
-        for batch in self._loader:
+        for batch in _delivered(self._loader):
             self._step += 1
             if self._step == len(plan):
                 self._epoch, self._step = self._epoch + 1, 0
@@ -66,17 +68,21 @@ class TrainingLoader:
         digest.update(np.asarray([self._batch_size, self._seed]).tobytes())
         return digest.hexdigest()
 
+    def refuse_other(self, state: dict[str, Any]) -> None:
+        """Raise InputError where data or batch settings are not those of a saved state."""
+        if state["fingerprint"] != self.fingerprint():
+            raise InputError(
+                "The checkpoint was written with other training data, --batch-size, --partition or --seed; "
+                "resume with those it was written with, or start anew with `--load`."
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands."""
         return {"epoch": self._epoch, "step": self._step, "fingerprint": self.fingerprint()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position. Raises InputError where data or batch settings are not those saved."""
-        if state["fingerprint"] != self.fingerprint():
-            raise InputError(
-                "The checkpoint was written with other training data, --batch-size, --partition or --seed; "
-                "resume with those it was written with, or start anew with `--load`."
-            )
+        self.refuse_other(state)
         self._epoch, self._step = int(state["epoch"]), int(state["step"])
 
 
@@ -95,13 +101,28 @@ class EvaluationLoader:
     ) -> None:
         plan = sequential_plan(widths, batch_size=batch_size)
         self._batches = _BatchList([lines[batch] for batch in plan])
-        self._loader = _data_loader(reader, self._batches, workers=workers, pin_memory=pin_memory)
+        self._loader = _data_loader(
+            reader, self._batches, workers=workers, pin_memory=pin_memory, persistent=False
+        )
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[LineBatch]:
-        return iter(self._loader)
+        return _delivered(self._loader)
+
+
+def _delivered(loader: DataLoader[LineBatch]) -> Iterator[LineBatch]:
+    """The loader's batches. Raises RunError where a worker process was killed."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunError(
+            "A process reading data was killed, most likely for want of memory; lessen --workers or "
+            "--batch-size, or give the job more memory."
+        ) from error
 
 
 class _BatchList(torch.utils.data.Sampler[Batch]):
@@ -128,7 +149,7 @@ class _BatchDataset(Dataset[LineBatch]):
 
 
 def _data_loader(
-    reader: BatchReader, batches: _BatchList, *, workers: int, pin_memory: bool
+    reader: BatchReader, batches: _BatchList, *, workers: int, pin_memory: bool, persistent: bool
 ) -> DataLoader[LineBatch]:
     # The sampler yields whole batches as single items: batch_size None switches torch's collation off.
     return DataLoader(
@@ -137,7 +158,7 @@ def _data_loader(
         sampler=batches,
         num_workers=workers,
         pin_memory=pin_memory,
-        persistent_workers=workers > 0,
+        persistent_workers=persistent and workers > 0,
         prefetch_factor=_PREFETCH if workers else None,
         worker_init_fn=_one_thread,
         # The seed of its workers, which use none, must not be drawn from the generator that dropout uses.

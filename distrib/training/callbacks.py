@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from distrib.runtime.checkpoints import LAST, STATE_KEY, checkpoint_name, model_state, prune_checkpoints
+from distrib.stream.loader import TrainingLoader
 from distrib.training.recognition import RecognitionModule
 from distrib.training.stopping import EarlyStopping
 
@@ -21,71 +22,72 @@ _KEEP = 10
 class Bookkeeping(Callback):
     """After each validation: metrics on record, checkpoints in the run directory, stopping decided.
 
-    ``last.ckpt`` is the newest state, ``checkpoint_<epoch>-<score>.ckpt`` the best ten. ``validations``
-    counts those of this process; a run without any has nothing to export.
+    ``last.ckpt`` is the newest state, ``checkpoint_<epoch>-<score>.ckpt`` the best ten.
     """
 
-    def __init__(self, directory: Path, *, stopping: EarlyStopping | None) -> None:
+    def __init__(self, directory: Path, *, stopping: EarlyStopping | None, stream: TrainingLoader) -> None:
         self.directory = directory
         self.stopping = stopping
-        self.validations = 0
-        self._random_state: torch.Tensor | None = None
+        self._stream = stream
+        self._score = float("-inf")
+        self._random: dict[str, Any] | None = None
         self._started = time.time()
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The last epoch ends in a validation, whether or not it is the turn of one."""
+        if trainer.max_epochs == trainer.current_epoch + 1 and trainer.check_val_every_n_epoch is not None:
+            trainer.check_val_every_n_epoch = 1
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Record, save, decide."""
-        if trainer.sanity_checking or not isinstance(pl_module, RecognitionModule):
-            return
-        self.validations += 1
-        accuracy = float(trainer.callback_metrics["val_accuracy"])
-        scores = {
-            "val_accuracy": accuracy,
-            "val_word_accuracy": float(trainer.callback_metrics["val_word_accuracy"]),
-        }
+        """Record, decide, save."""
+        assert isinstance(pl_module, RecognitionModule)
+        counts = pl_module.validation
+        self._score = counts.accuracy
+        scores = {"val_accuracy": counts.accuracy, "val_word_accuracy": counts.word_accuracy}
         pl_module.model.metrics.append([trainer.current_epoch, scores])
-        self._record(trainer, scores)
-        if self.stopping and self.stopping.update(accuracy, epochs_done=trainer.current_epoch + 1):
-            trainer.should_stop = True
-        self._save(trainer, accuracy)
+        self._record(trainer, {**scores, "train_loss": pl_module.mean_loss})
+        if self.stopping:
+            # A validation inside an epoch has not completed it.
+            done = trainer.current_epoch + int(trainer.is_last_batch)
+            trainer.should_stop = self.stopping.update(counts.accuracy, epochs_done=done)
+        trainer.save_checkpoint(self.directory / checkpoint_name(trainer.current_epoch, self._score))
+        trainer.save_checkpoint(self.directory / LAST)
+        prune_checkpoints(self.directory, keep=_KEEP)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add model description, stopping counters and random state to Lightning's state."""
+        """Add model description, score, stopping counters, stream and random state to Lightning's state."""
         assert isinstance(pl_module, RecognitionModule)
+        random = {"torch": torch.get_rng_state()}
+        if pl_module.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(pl_module.device)
         checkpoint[STATE_KEY] = {
             "model": model_state(pl_module.model),
+            "score": self._score,
             "stopping": self.stopping.state_dict() if self.stopping else None,
-            "random": {"torch": torch.get_rng_state()},
+            "stream": self._stream.state_dict(),
+            "random": random,
         }
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Continue counters and random state where the checkpoint left them."""
-        assert isinstance(pl_module, RecognitionModule)
         state = checkpoint[STATE_KEY]
-        pl_module.model.metrics[:] = state["model"]["metrics"]
         if self.stopping and state["stopping"]:
             self.stopping.load_state_dict(state["stopping"])
-        self._random_state = state["random"]["torch"]
+        self._random = state["random"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Continue the random state: late, since setting up draws from it."""
-        if self._random_state is not None:
-            torch.set_rng_state(self._random_state)
-
-    def _save(self, trainer: pl.Trainer, accuracy: float) -> None:
-        path = self.directory / checkpoint_name(trainer.current_epoch, accuracy)
-        trainer.save_checkpoint(path)
-        trainer.save_checkpoint(self.directory / LAST)
-        prune_checkpoints(self.directory, keep=_KEEP)
+        if self._random is not None:
+            torch.set_rng_state(self._random["torch"])
+            if "cuda" in self._random and pl_module.device.type == "cuda":
+                torch.cuda.set_rng_state(self._random["cuda"], pl_module.device)
 
     def _record(self, trainer: pl.Trainer, scores: dict[str, float]) -> None:
         row = {"time": round(time.time() - self._started, 3), "epoch": trainer.current_epoch}
         row |= {"step": trainer.global_step, **scores}
-        loss = trainer.callback_metrics.get("train_loss")
-        if loss is not None:
-            row["train_loss"] = float(loss)
         with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -11,15 +11,15 @@ import torch
 from distrib.config.sections import Globals, Test
 from distrib.model.ctc import required_steps
 from distrib.model.weights import RecognitionModel
-from distrib.runtime.devices import autocast_of, check_precision, torch_device
+from distrib.runtime.devices import autocast_of, check_precision, full_precision_dtype, torch_device
 from distrib.stream.batches import BadLine, BatchReader, LineBatch
 from distrib.stream.lines import LineCollection, input_widths
 from distrib.stream.loader import EvaluationLoader
 from distrib.training.breakdown import FileErrors, LineErrors, WorstLines
+from distrib.training.decoding import recognize
 from distrib.training.metrics import ErrorCounts
 from distrib.training.models import network_input_of
 from distrib.training.preparation import text_pipeline
-from distrib.training.recognition import recognize
 
 
 @dataclass(kw_only=True)
@@ -57,7 +57,7 @@ def evaluate(
     check_precision(globals_.precision, globals_.device)
     torch.set_num_threads(globals_.num_threads)
     device = torch_device(globals_.device)
-    model.network.to(device).eval()
+    model.network.to(device, full_precision_dtype(globals_.precision)).eval()
     network_input = network_input_of(model, padding=options.padding)
     lines = np.arange(len(collection), dtype=np.int64)
     loader = EvaluationLoader(
@@ -66,7 +66,7 @@ def evaluate(
             network_input=network_input,
             text_pipeline=text_pipeline(options),
             encode=model.codec.encode,
-            required_steps=required_steps,
+            steps_needed=required_steps,
         ),
         lines=lines,
         widths=input_widths(collection, network_input),
@@ -92,5 +92,7 @@ def _add(
         return
     predictions = recognize(model, batch._replace(images=batch.images.to(device, non_blocking=True)))
     for line, truth, prediction in zip(batch.lines.tolist(), batch.texts, predictions, strict=True):
+        if not truth:
+            continue  # validation leaves them out as well
         source, line_id = collection.place(line)
         evaluation.add(truth, prediction, source=source, line_id=line_id)

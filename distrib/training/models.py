@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from distrib.config.sections import Train
 from distrib.errors import InputError
 from distrib.ground_truth.network_input import NetworkInput
 from distrib.model.codec import Codec
+from distrib.model.coreml import refuse_unfit
 from distrib.model.resize import ResizeMode, resize_output
 from distrib.model.vgsl import VGSLNetwork, recognition_spec
-from distrib.model.weights import RecognitionModel, load_weights
+from distrib.model.weights import RecognitionModel, SegType, load_weights
 from distrib.runtime.checkpoints import is_checkpoint, load_checkpoint, model_from_checkpoint
 from distrib.stream.lines import LineCollection
 
@@ -26,6 +28,9 @@ _RESIZE_MODES: dict[str, ResizeMode] = {
 }
 """``add`` and ``both`` are what kraken called ``union`` and ``new`` before."""
 
+_MOST_LABELS = 1_114_112
+"""As many as Unicode has code points: an output layer beyond is a slip of the pen."""
+
 
 def load_model(path: Path) -> RecognitionModel:
     """The model of a weights file (safetensors, CoreML) or of a checkpoint of ours.
@@ -33,15 +38,24 @@ def load_model(path: Path) -> RecognitionModel:
     Raises InputError where the file is missing, damaged or of another task.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such weights file or checkpoint.")
+        raise InputError(f"{path}: no such weights file or checkpoint; check its name.")
     if is_checkpoint(path):
-        return model_from_checkpoint(load_checkpoint(path))
+        checkpoint = load_checkpoint(path)
+        try:
+            return model_from_checkpoint(checkpoint)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
     return load_weights(path)
 
 
 def network_input_of(model: RecognitionModel, *, padding: int) -> NetworkInput:
     """How a line image becomes input of this model; ``padding`` in columns on either side."""
     _, channels, height, width = model.network.input_shape
+    if channels not in (1, 3):
+        raise InputError(
+            f"VGSL spec `{model.network.spec}`: the input has {channels} channels, but a line image has 1 "
+            "(grey) or 3 (colour); give one of these as the last number of the input block."
+        )
     return NetworkInput(
         height=height,
         width=width,
@@ -54,39 +68,71 @@ def network_input_of(model: RecognitionModel, *, padding: int) -> NetworkInput:
 
 def new_model(options: Train, training: LineCollection, codec: Codec) -> RecognitionModel:
     """A network of ``--spec`` with an output layer for ``codec`` and fresh weights."""
-    network = VGSLNetwork(recognition_spec(options.spec, codec.num_classes))
+    spec = recognition_spec(options.spec, codec.num_classes)
+    try:
+        network = VGSLNetwork(spec)
+    except (RuntimeError, MemoryError) as error:  # torch's allocator raises the former
+        reason = str(error).splitlines()[0] if str(error) else "out of memory"
+        raise InputError(f"--spec {options.spec}: too large a network ({reason}); make it smaller.") from None
     network.init_weights()
+    if options.weights_format == "coreml":
+        refuse_unfit(network, options.checkpoint_path)
     channels = network.input_shape[1]
     return RecognitionModel(
         network=network,
         codec=codec,
-        seg_type="bbox" if training.line_type == "bbox" else "baselines",
+        seg_type=_seg_type(training),
         one_channel_mode=None if channels != 1 else "1" if training.bitonal else "L",
         legacy_polygons=training.legacy_polygons,
     )
 
 
-def fine_tuned_model(options: Train, path: Path, alphabet: Iterable[str]) -> RecognitionModel:
+def fine_tuned_model(
+    options: Train, path: Path, training: LineCollection, alphabet: Iterable[str]
+) -> RecognitionModel:
     """The model of ``--load`` with its output layer fitted to ``alphabet`` as ``--resize`` says.
+
+    From here on it is a model of the training data's line type.
 
     Raises InputError where the file is no model, or ``--resize fail`` meets characters it lacks.
     """
     try:
-        return resize_output(load_model(path), alphabet, _RESIZE_MODES[options.resize])
+        model = resize_output(load_model(path), alphabet, _RESIZE_MODES[options.resize])
     except InputError as error:
         raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+    if options.weights_format == "coreml":
+        refuse_unfit(model.network, options.checkpoint_path)
+    seg_type = _seg_type(training)
+    return replace(
+        model, seg_type=seg_type, legacy_polygons=training.legacy_polygons, metrics=[], accuracy=[]
+    )
 
 
 def read_codec(codec: Mapping[str, Any] | Path | None) -> dict[str, Any] | None:
     """The codec of ``-c``: a mapping as it stands in an experiment file, or a JSON file of one."""
     if codec is None or isinstance(codec, Mapping):
-        return None if codec is None else dict(codec)
+        return None if codec is None else _checked_codec(dict(codec), "--codec")
     try:
         definition = json.loads(codec.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{codec}: the codec cannot be read ({error.strerror}).") from None
-    except ValueError as error:
-        raise InputError(f"{codec}: the codec is not JSON ({error}).") from None
+        raise InputError(f"{codec}: the codec cannot be read ({error.strerror}); check its name.") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{codec}: the codec is not JSON ({error}); correct it.") from None
     if not isinstance(definition, dict):
-        raise InputError(f"{codec}: a codec is a JSON object of characters and their labels.")
+        raise InputError(f"{codec}: a codec is a JSON object of characters and their labels; make it one.")
+    return _checked_codec(definition, str(codec))
+
+
+def _checked_codec(definition: dict[str, Any], place: str) -> dict[str, Any]:
+    """The definition of a codec, if it is valid; ``place`` stands for it in messages."""
+    try:
+        labels = Codec.from_mapping(definition).max_label
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+    if labels > _MOST_LABELS:
+        raise InputError(f"{place}: the codec has labels up to {labels}; number them from 1 without gaps.")
     return definition
+
+
+def _seg_type(collection: LineCollection) -> SegType:
+    return "bbox" if collection.line_type == "bbox" else "baselines"

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import torch
 
 from distrib.config.sections import Train
-from distrib.errors import InputError
 
 
 def make_optimizer(parameters: Iterable[torch.nn.Parameter], options: Train) -> torch.optim.Optimizer:
@@ -24,4 +23,4 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter], options: Train) -> 
         case "RMSprop":
             return torch.optim.RMSprop(trained, lr=lrate, momentum=options.momentum, weight_decay=decay)
         case other:
-            raise InputError(f"--optimizer {other} is not yet available; use Adam, AdamW, SGD or RMSprop.")
+            raise ValueError(f"no optimizer {other}")

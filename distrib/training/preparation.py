@@ -54,8 +54,17 @@ def split_lines(
 
     Raises InputError where a side would be empty or ``--split-by page`` has no page names to go by.
     """
-    lines = np.arange(len(training), dtype=np.int64)
+    index = training.index()
+    usable = index.splits != SPLIT_CODES["test"]
+    lines = np.flatnonzero(usable)
+    if not lines.size:
+        raise InputError("Every line is marked as test; there is none to train on.")
     if validation is not None:
+        if validation.line_type != training.line_type:
+            raise InputError(
+                f"The training data hold {training.line_type} lines, those of -e {validation.line_type} "
+                "lines; give both the same type (--linetype, or `ketos compile --force-type`)."
+            )
         held = np.arange(len(validation), dtype=np.int64)
         return LineSets(
             training=training,
@@ -64,13 +73,16 @@ def split_lines(
             validation_lines=held,
             origin="as given",
         )
-    index = training.index()
     if np.any(index.splits == SPLIT_CODES["validation"]):
         chosen = index.splits == SPLIT_CODES["validation"]
-        usable = (index.splits != SPLIT_CODES["validation"]) & (index.splits != SPLIT_CODES["test"])
+        usable &= ~chosen
         if not usable.any():
-            raise InputError("Every line is marked as validation or test; there is none left to train on.")
-        return _one_collection(training, lines[usable], lines[chosen], "as marked in the data")
+            raise InputError(
+                "Every line is marked as validation or test, none to train on; give others with -t."
+            )
+        return _one_collection(
+            training, np.flatnonzero(usable), np.flatnonzero(chosen), "as marked in the data"
+        )
     keys = index.keys
     if options.split_by == "page":
         if index.page_keys is None:
@@ -79,7 +91,7 @@ def split_lines(
                 "`ketos compile`, or split by line."
             )
         keys = index.page_keys
-    mask = training_mask(keys, ratio=options.partition, seed=seed)
+    mask = training_mask(keys[lines], ratio=options.partition, seed=seed)
     if mask.all():
         raise InputError(
             f"--partition {options.partition:g} of {lines.size} lines leaves none to validate on; give a "
@@ -179,14 +191,16 @@ def load_codec(definition: dict[str, Sequence[int]] | None, alphabet: Counter[st
     Raises InputError for an empty alphabet, an ambiguous codec or one that lacks a character.
     """
     if not alphabet:
-        raise InputError("The training lines hold no text at all; there is no alphabet to learn.")
+        raise InputError(
+            "The training lines hold no text at all, so there is no alphabet; give transcribed lines."
+        )
     if definition is None:
         return Codec.from_alphabet(sorted(alphabet))
     codec = Codec.from_mapping(definition)
     missing = {character for character in alphabet if codec.unencodable(character)}
     if missing:
         listed = " ".join(printable(character) for character in sorted(missing))
-        raise InputError(f"The codec has no label for {listed}, which the training lines hold; add it.")
+        raise InputError(f"--codec has no label for {listed}, which the training lines hold; add it.")
     return codec
 
 

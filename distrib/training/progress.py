@@ -7,14 +7,13 @@ import time
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distrib.stream.batches import LineBatch
+from distrib.training.recognition import RecognitionModule
 
-_SMOOTHING = 0.95
 _BAR_INTERVAL = 0.3
 _PLAIN_INTERVAL = 30.0
 """Seconds between looks at the progress: on a terminal, and in a log."""
@@ -26,7 +25,6 @@ class TrainingProgress(Callback):
     def __init__(self, *, total_epochs: int | None, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr)
         self._total_epochs = total_epochs
-        self._loss: torch.Tensor | None = None
         self._best = 0.0
         self._lines = 0
         self._seconds = 0.0
@@ -55,19 +53,19 @@ class TrainingProgress(Callback):
         self._seconds += now - self._step_started
         self._step_started = now
         self._lines += len(batch.lines)
-        if outputs:  # empty where no line of the batch could be read
-            self._note_loss(outputs["loss"])
+        assert isinstance(pl_module, RecognitionModule)
         # Reading the loss waits for the device: only as often as somebody can look.
         if now - self._last_shown < (_BAR_INTERVAL if self._bar is not None else _PLAIN_INTERVAL):
             return
         self._last_shown = now
+        status = self._status(pl_module.running_loss())
         if self._bar is not None:
-            self._bar.update(self._task, completed=batch_idx + 1, status=self._status())
+            self._bar.update(self._task, completed=batch_idx + 1, status=status)
         else:
             done, total = batch_idx + 1, trainer.num_training_batches
             left = (total - done) * self._seconds / max(done, 1)
             self.console.print(
-                f"{self._stage(trainer)}: step {done} of {total}, {self._status()}, {clock(left)} left",
+                f"{self._stage(trainer)}: step {done} of {total}, {status}, {clock(left)} left",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -79,9 +77,8 @@ class TrainingProgress(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """One line for each validation that stays on the screen."""
+        assert isinstance(pl_module, RecognitionModule)
         self._step_started = time.monotonic()
-        if trainer.sanity_checking:
-            return
         metrics = trainer.callback_metrics
         accuracy, words = float(metrics["val_accuracy"]), float(metrics["val_word_accuracy"])
         better = accuracy >= self._best
@@ -90,7 +87,7 @@ class TrainingProgress(Callback):
         console = self._bar.console if self._bar is not None else self.console
         scores = f"accuracy {accuracy:.2%}, words {max(words, 0):.2%}"
         console.print(
-            f"{self._stage(trainer)}: {scores}, {self._status()}, {mark}",
+            f"{self._stage(trainer)}: {scores}, {self._status(pl_module.mean_loss)}, {mark}",
             highlight=False,
             soft_wrap=True,
         )
@@ -105,14 +102,9 @@ class TrainingProgress(Callback):
         """Leave the terminal as it was."""
         self._close_bar()
 
-    def _note_loss(self, loss: torch.Tensor) -> None:
-        value = loss.detach()
-        self._loss = value if self._loss is None else _SMOOTHING * self._loss + (1 - _SMOOTHING) * value
-
-    def _status(self) -> str:
+    def _status(self, loss: float) -> str:
         speed = self._lines / self._seconds if self._seconds else 0.0
-        loss = "" if self._loss is None else f"loss {float(self._loss):.3f}, "
-        return f"{loss}{speed:.1f} lines/s"
+        return f"loss {loss:.3f}, {speed:.1f} lines/s"
 
     def _stage(self, trainer: pl.Trainer) -> str:
         total = "" if self._total_epochs is None else f" of {self._total_epochs}"

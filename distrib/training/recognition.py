@@ -2,58 +2,86 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as functional
 
 from distrib.config.sections import Train
-from distrib.model.ctc import greedy_decode
+from distrib.errors import RunError
 from distrib.model.weights import RecognitionModel
 from distrib.stream.batches import BadLine, LineBatch
+from distrib.training.decoding import ctc_losses, dtype_of, network_values, recognize
 from distrib.training.metrics import ErrorCounts
 from distrib.training.optimization import make_optimizer
 
+BadLines = dict[tuple[Literal["training", "validation"], int], str]
+"""Why a line of a collection could not be used, each line once however many epochs met it."""
+
 
 class RecognitionModule(pl.LightningModule):
-    """Trains the network of ``model``; ``validation`` holds the error counts of the last validation."""
+    """Trains the network of ``model``.
+
+    ``validation`` holds the error counts of the last validation, ``mean_loss`` the loss since it began.
+    """
 
     def __init__(self, model: RecognitionModel, options: Train) -> None:
         super().__init__()
         self.model = model
         self.options = options
-        self.network = model.network
+        # Weights files are read for inference; Lightning leaves that mode as it is.
+        self.network = model.network.train()
         self.validation = ErrorCounts()
-        self.bad_lines: list[tuple[int, str]] = []
+        self.bad_lines: BadLines = {}
+        self.mean_loss = float("nan")
+        self._loss_sum: torch.Tensor | float = 0.0
+        self._trained = 0
 
     def training_step(self, batch: LineBatch, batch_index: int) -> torch.Tensor | None:
         """Mean over the batch's lines of the negative log-likelihood of their labels (Graves 2006)."""
         batch = self._without_narrow(batch)
-        self._note_bad(batch)
+        self._note_bad("training", batch)
         if not len(batch.lines):
             return None
         scores, widths = self.network(network_values(batch.images, dtype_of(self.network)), batch.widths)
         loss = ctc_losses(scores, widths, batch).mean()
-        self.log("train_loss", loss.detach(), batch_size=len(batch.lines), prog_bar=False)
+        self._loss_sum = self._loss_sum + loss.detach() * len(batch.lines)
+        self._trained += len(batch.lines)
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        """Count errors anew."""
+    def on_validation_start(self) -> None:
+        """Settle the loss since the last validation.
+
+        Raises RunError where it is not finite or nothing was trained on: the model would be worthless.
+        """
+        if not self._trained:
+            raise RunError("None of the training lines could be read; check the data with `ketos test`.")
+        self.mean_loss = self.running_loss()
+        self._loss_sum, self._trained = 0.0, 0
+        if not torch.isfinite(torch.tensor(self.mean_loss)):
+            raise RunError(
+                f"The loss is no longer a number in epoch {self.current_epoch + 1}; lessen --lrate, and go "
+                f"on from a checkpoint in {self.options.checkpoint_path}."
+            )
         self.validation = ErrorCounts()
 
     def validation_step(self, batch: LineBatch, batch_index: int) -> None:
         """Add the errors of a batch's lines."""
-        self._note_bad(batch)
+        self._note_bad("validation", batch)
         if len(batch.lines):
             predictions = recognize(self.model, batch)
             for truth, prediction in zip(batch.texts, predictions, strict=True):
                 self.validation.add(truth, prediction)
 
+    def running_loss(self) -> float:
+        """Mean loss of the lines trained on since the last validation; waits for the device."""
+        return float(self._loss_sum) / max(self._trained, 1)
+
     def on_validation_epoch_end(self) -> None:
-        """Log character and word accuracy in 0..1, kraken's ``val_accuracy`` and ``val_word_accuracy``."""
-        self.log("val_accuracy", 1.0 - self.validation.cer)
-        self.log("val_word_accuracy", 1.0 - self.validation.wer)
+        """Log loss, character and word accuracy (at most 1), named as kraken names them."""
+        self.log("train_loss", self.mean_loss)
+        self.log("val_accuracy", self.validation.accuracy)
+        self.log("val_word_accuracy", self.validation.word_accuracy)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer that the options name."""
@@ -74,40 +102,5 @@ class RecognitionModule(pl.LightningModule):
         narrow = [BadLine(line, "too narrow for its text (CTC)") for line in batch.lines[~fits].tolist()]
         return batch.select(fits)._replace(bad=batch.bad + narrow)
 
-    def _note_bad(self, batch: LineBatch) -> None:
-        self.bad_lines += [(bad.line, bad.reason) for bad in batch.bad]
-
-
-def dtype_of(network: torch.nn.Module) -> torch.dtype:
-    """The type that a network computes with outside autocast."""
-    return next(network.parameters()).dtype
-
-
-def network_values(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Images uint8 (N, C, H, W) as the network takes them: ``dtype`` in 0..1."""
-    return images.to(dtype).div_(255)
-
-
-def ctc_losses(scores: torch.Tensor, widths: torch.Tensor, batch: LineBatch) -> torch.Tensor:
-    """CTC loss float32 (N,) of each line from raw scores (N, L, 1, W) and their widths (N,)."""
-    # Log-probabilities in float32: half precision loses the sums over long lines.
-    log_probabilities = scores.squeeze(2).float().log_softmax(1).permute(2, 0, 1)
-    return functional.ctc_loss(
-        log_probabilities, batch.labels, widths, batch.label_lengths, reduction="none", zero_infinity=True
-    )
-
-
-def recognize(model: RecognitionModel, batch: LineBatch) -> list[str]:
-    """Greedily decoded text of each line of a batch, in the order of labels (display order).
-
-    A line too narrow to reach the network's output is read as empty.
-    """
-    wide_enough = model.network.output_width(batch.widths) >= 1
-    if not wide_enough.all():
-        if not wide_enough.any():
-            return [""] * len(batch.lines)
-        read = iter(recognize(model, batch.select(wide_enough)))
-        return [next(read) if wide else "" for wide in wide_enough.tolist()]
-    scores, widths = model.network(network_values(batch.images, dtype_of(model.network)), batch.widths)
-    decoded = greedy_decode(scores.squeeze(2), widths)
-    return [model.codec.decode_labels(labels) for labels in decoded]
+    def _note_bad(self, where: Literal["training", "validation"], batch: LineBatch) -> None:
+        self.bad_lines |= {(where, bad.line): bad.reason for bad in batch.bad}

@@ -1,266 +1,118 @@
-"""One training run on one process: what is trained on, the fit, the best model exported."""
+"""The fit of a prepared run, and its best model exported."""
 
 from __future__ import annotations
 
 import logging
+import re
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
-import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
-from distrib.config.sections import Globals, Train, WeightsFormat
-from distrib.errors import InputError, RunError
-from distrib.ground_truth.text import TextPipeline
-from distrib.model.ctc import required_steps
-from distrib.model.weights import RecognitionModel, save_weights
-from distrib.runtime.checkpoints import (
-    AtomicCheckpointIO,
-    checkpoint_to_resume,
-    load_checkpoint,
-    model_from_checkpoint,
-    saved_checkpoints,
-)
-from distrib.runtime.devices import check_precision, lightning_device, torch_device
-from distrib.stream.batches import BatchReader
-from distrib.stream.lines import LineCollection, input_widths
-from distrib.stream.loader import EvaluationLoader, TrainingLoader
+from distrib.config.sections import Train, WeightsFormat
+from distrib.errors import RunError
+from distrib.model.weights import save_weights
+from distrib.runtime.checkpoint_io import AtomicCheckpointIO
+from distrib.runtime.checkpoints import LAST, best_checkpoint, load_checkpoint, model_from_checkpoint
+from distrib.runtime.devices import lightning_device
 from distrib.training.callbacks import Bookkeeping
-from distrib.training.models import fine_tuned_model, network_input_of, new_model, read_codec
-from distrib.training.preparation import (
-    LineSets,
-    Survey,
-    load_codec,
-    split_lines,
-    survey,
-    text_pipeline,
-    too_narrow,
-)
 from distrib.training.progress import TrainingProgress
-from distrib.training.recognition import RecognitionModule
+from distrib.training.recognition import BadLines, RecognitionModule
+from distrib.training.setup import PreparedRun
 from distrib.training.stopping import EarlyStopping
 
-DEFAULT_SEED = 42
 _EXTENSIONS = {"safetensors": "safetensors", "coreml": "mlmodel"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overview:
-    """What a run trains on, known before its first step."""
-
-    training_lines: int
-    validation_lines: int
-    origin: str
-    training: Survey
-    validation: Survey
-    empty: int
-    narrow: int
-    spec: str
-    parameters: int
-    codec_size: int
+_EXPORT = re.compile(r"best_-?\d+\.\d+\.(safetensors|mlmodel)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended: the exported file, its validation score in 0..1, the checkpoint it came from."""
+    """How a run ended: the exported file, its validation score (at most 1), lines that could not be used."""
 
     weights: Path
     score: float
-    checkpoint: Path
-    bad_lines: Sequence[tuple[int, str]]
+    bad_lines: BadLines
 
 
-def train(
-    options: Train,
-    globals_: Globals,
-    training: LineCollection,
-    validation: LineCollection | None,
-    *,
-    on_overview: Callable[[Overview], None],
-) -> Outcome:
-    """Train, validate, keep the best, export it. Raises InputError or RunError with a sentence."""
-    check_options(options, globals_)
-    seed = DEFAULT_SEED if globals_.seed is None else globals_.seed
-    resumed = _resumed(options)
-    _set_up_process(globals_, seed)
-    pipeline = text_pipeline(options)
-    # Without a seed the split is the same in every run of this data, with one it is that seed's.
-    sets = split_lines(training, validation, options, 0 if globals_.seed is None else globals_.seed)
-    surveys = (
-        survey(sets.training, sets.training_lines, pipeline),
-        survey(sets.validation, sets.validation_lines, pipeline),
-    )
-    if resumed:
-        model = model_from_checkpoint(resumed[1])
-    elif options.load is not None:
-        model = fine_tuned_model(options, options.load, surveys[0].alphabet)
-    else:
-        model = new_model(options, sets.training, load_codec(read_codec(options.codec), surveys[0].alphabet))
-    loaders, overview = _loaders(options, globals_, sets, surveys, pipeline, model, seed)
-    on_overview(overview)
-    return _fit(options, globals_, model, loaders, resumed[0] if resumed else None)
-
-
-def check_options(options: Train, globals_: Globals) -> None:
-    check_precision(globals_.precision, globals_.device)
-    if options.quit == "fixed" and options.epochs < 1:
-        raise InputError("--quit fixed needs --epochs: the number of epochs to train for.")
-    if options.freq > 1 and not options.freq.is_integer():
-        raise InputError(f"--freq {options.freq:g}: above 1 it must be a whole number of epochs.")
-    if options.codec is not None and (options.load or options.resume):
-        raise InputError("--codec cannot be given with --load or --resume: the model has its codec.")
-    if options.load and options.resume:
-        raise InputError(
-            "--load and --resume exclude each other: resume continues a run, load starts a new one."
-        )
-    later = {
-        "--quit aneal": options.quit == "aneal",
-        "--warmup": options.warmup > 0,
-        f"--schedule {options.schedule}": options.schedule != "constant",
-        "--freeze-backbone": options.freeze_backbone > 0,
-        "--augment": options.augment,
-        "--logger wandb": options.pl_logger == "wandb",
-    }
-    for option, given in later.items():
-        if given:
-            raise InputError(f"{option} is not yet available.")
-
-
-def _resumed(options: Train) -> tuple[Path, dict[str, Any]] | None:
-    if options.resume is None:
-        return None
-    path = checkpoint_to_resume(options.resume)
-    return path, load_checkpoint(path)
-
-
-def _set_up_process(globals_: Globals, seed: int) -> None:
-    # Lightning's notices speak to programmers; everything a user needs is said by us.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING if globals_.verbose else logging.ERROR)
-    if not globals_.verbose:
-        warnings.filterwarnings("ignore", module=r"lightning\..*")
-    torch.set_num_threads(globals_.num_threads)
-    torch.manual_seed(seed)
-
-
-def _loaders(
-    options: Train,
-    globals_: Globals,
-    sets: LineSets,
-    surveys: tuple[Survey, Survey],
-    pipeline: TextPipeline,
-    model: RecognitionModel,
-    seed: int,
-) -> tuple[tuple[TrainingLoader, EvaluationLoader], Overview]:
-    network_input = network_input_of(model, padding=options.padding)
-    lines = np.setdiff1d(sets.training_lines, surveys[0].empty)
-    widths = input_widths(sets.training, network_input)[lines]
-    narrow = too_narrow(sets.training, lines, widths, pipeline, model, network_input)
-    fits = ~np.isin(lines, narrow)
-    if not fits.any():
-        raise InputError(
-            f"All {lines.size} training lines are too narrow for their text under this --spec; lessen its "
-            "subsampling (strides and pooling along the width)."
-        )
-    common: dict[str, Any] = {
-        "batch_size": options.batch_size,
-        "workers": globals_.num_workers,
-        "pin_memory": torch_device(globals_.device).startswith("cuda"),
-    }
-
-    def reader(collection: LineCollection) -> BatchReader:
-        return BatchReader(
-            collection=collection,
-            network_input=network_input,
-            text_pipeline=pipeline,
-            encode=model.codec.encode,
-            required_steps=required_steps,
-        )
-
-    held = np.setdiff1d(sets.validation_lines, surveys[1].empty)
-    if not held.size:
-        raise InputError("The validation lines hold no text at all; give others with -e.")
-    training = TrainingLoader(
-        reader(sets.training), lines=lines[fits], widths=widths[fits], seed=seed, **common
-    )
-    held_widths = input_widths(sets.validation, network_input)[held]
-    validation = EvaluationLoader(reader(sets.validation), lines=held, widths=held_widths, **common)
-    overview = Overview(
-        training_lines=int(fits.sum()),
-        validation_lines=held.size,
-        origin=sets.origin,
-        training=surveys[0],
-        validation=surveys[1],
-        empty=surveys[0].empty.size,
-        narrow=narrow.size,
-        spec=model.network.spec,
-        parameters=sum(parameter.numel() for parameter in model.network.parameters()),
-        codec_size=len(model.codec.c2l),
-    )
-    return (training, validation), overview
-
-
-def _fit(
-    options: Train,
-    globals_: Globals,
-    model: RecognitionModel,
-    loaders: tuple[TrainingLoader, EvaluationLoader],
-    resume_from: Path | None,
-) -> Outcome:
-    directory = options.checkpoint_path
-    early = options.quit == "early"
+def fit(run: PreparedRun) -> Outcome:
+    """Train, validate, keep the best, export it. Raises RunError with a sentence where it cannot go on."""
+    options, directory = run.options, run.options.checkpoint_path
+    _quiet_lightning(verbose=run.globals_.verbose > 0)
     stopping = None
-    if early:
+    if options.quit == "early":
         stopping = EarlyStopping(lag=options.lag, min_delta=options.min_delta, min_epochs=options.min_epochs)
-    bookkeeping = Bookkeeping(directory, stopping=stopping)
+    module = RecognitionModule(run.model, options)
     total = options.epochs if options.epochs > 0 else None
-    module = RecognitionModule(model, options)
+    bookkeeping = Bookkeeping(directory, stopping=stopping, stream=run.training)
     trainer = pl.Trainer(
-        **lightning_device(globals_.device),
-        precision=globals_.precision,
-        deterministic=globals_.deterministic,
+        **lightning_device(run.globals_.device),
+        precision=run.globals_.precision,
+        deterministic=run.globals_.deterministic,
         max_epochs=total or -1,
-        min_epochs=options.min_epochs or None,
         gradient_clip_val=options.gradient_clip_val or None,
         accumulate_grad_batches=options.accumulate_grad_batches,
         callbacks=[bookkeeping, TrainingProgress(total_epochs=total)],
-        plugins=[AtomicCheckpointIO()],
+        # One process, whatever the variables of a scheduler around it say.
+        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         logger=_logger(options),
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **_validation_interval(options.freq, len(loaders[0])),
+        **validation_interval(options.freq, len(run.training), options.accumulate_grad_batches),
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore") if not globals_.verbose else None
-        trainer.fit(module, *loaders, ckpt_path=str(resume_from) if resume_from else None, weights_only=True)
-    if trainer.interrupted:
-        raise RunError(f"Interrupted; go on with `ketos train --resume {directory}` and the same options.")
+    try:
+        with warnings.catch_warnings():
+            if not run.globals_.verbose:
+                warnings.simplefilter("ignore")
+            checkpoint = None if run.resume_from is None else str(run.resume_from)
+            trainer.fit(module, run.training, run.validation, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # how Lightning ends on Ctrl-C and SIGTERM
+        raise _interrupted(directory) from None
     return export_best(directory, options.weights_format, module.bad_lines)
 
 
-def export_best(
-    directory: Path, weights_format: WeightsFormat, bad_lines: Sequence[tuple[int, str]]
-) -> Outcome:
-    """Write the weights of the best checkpoint of ``directory`` as ``best_<score>.<format>``."""
-    saved = saved_checkpoints(directory)
-    if not saved:
+def export_best(directory: Path, weights_format: WeightsFormat, bad_lines: BadLines) -> Outcome:
+    """Write the best checkpoint's weights as ``best_<score>.<format>`` and remove older exports."""
+    found = best_checkpoint(directory)
+    if found is None:
         raise RunError("Training ended before its first validation; there is no model to export.")
-    best = saved[-1]
-    target = directory / f"best_{best.score:.4f}.{_EXTENSIONS[weights_format]}"
-    save_weights(model_from_checkpoint(load_checkpoint(best.path)), target, weights_format=weights_format)
-    return Outcome(weights=target, score=best.score, checkpoint=best.path, bad_lines=tuple(bad_lines))
+    path, score = found
+    target = directory / f"best_{score:.4f}.{_EXTENSIONS[weights_format]}"
+    save_weights(model_from_checkpoint(load_checkpoint(path)), target, weights_format=weights_format)
+    for older in directory.iterdir():
+        if _EXPORT.fullmatch(older.name) and older != target:
+            older.unlink()
+    return Outcome(weights=target, score=score, bad_lines=bad_lines)
 
 
-def _validation_interval(freq: float, steps: int) -> dict[str, Any]:
-    if freq >= 1:
-        return {"check_val_every_n_epoch": int(freq)}
-    return {"val_check_interval": max(1, round(freq * steps))}
+def validation_interval(freq: float, steps: int, accumulate: int) -> dict[str, Any]:
+    """When Lightning validates: every ``freq`` epochs, or 1/``freq`` times an epoch of ``steps`` batches.
+
+    Inside an epoch only after whole accumulation windows: gathered gradients are not in a checkpoint.
+    """
+    times = round(1 / freq) if freq < 1 else 1
+    if times == 1:
+        return {"check_val_every_n_epoch": max(1, int(freq))}
+    windows = max(1, steps // times // accumulate)
+    return {"val_check_interval": min(windows * accumulate, steps)}
+
+
+def _interrupted(directory: Path) -> RunError:
+    if (directory / LAST).exists():
+        return RunError(
+            f"Interrupted; go on from the last validation with `ketos train --resume {directory}`."
+        )
+    return RunError("Interrupted before the first validation; there is no checkpoint to go on from.")
+
+
+def _quiet_lightning(*, verbose: bool) -> None:
+    # Lightning's notices speak to programmers; everything a user needs is said by us.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING if verbose else logging.ERROR)
 
 
 def _logger(options: Train) -> Any:

@@ -34,13 +34,13 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-@pytest.mark.parametrize("freq", [1, 0.4])
+@pytest.mark.parametrize("options", [["-F", 1], ["-F", 0.4, "--accumulate-grad-batches", 3]], ids=str)
 def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(
-    lines_arrow: Path, tmp_path: Path, freq: float
+    lines_arrow: Path, tmp_path: Path, options: list[object]
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    ketos(*_train(lines_arrow, whole, "-N", 3, "-F", freq))
-    command = [sys.executable, "-m", "distrib", *_train(lines_arrow, killed, "-N", 3, "-F", freq)]
+    ketos(*_train(lines_arrow, whole, "-N", 3, *options))
+    command = [sys.executable, "-m", "distrib", *_train(lines_arrow, killed, "-N", 3, *options)]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while not (killed / "last.ckpt").exists() and process.poll() is None:
         time.sleep(0.01)
@@ -67,7 +67,31 @@ def test_another_data_set_or_batch_size_is_refused_on_resuming(lines_arrow: Path
     ketos(*_train(lines_arrow, run, "-N", 1))
     done = ketos("train", "--resume", run, "-N", 2, "-B", 3, expect=2)
     assert "written with other training data, --batch-size" in done.stderr
-    assert (run / "last.ckpt").exists()
+    # What was refused is not remembered.
+    ketos("train", "--resume", run, "-N", 2)
+
+
+def test_a_run_from_weights_and_from_elsewhere_can_be_resumed(lines_arrow: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    ketos(*_train(lines_arrow, first, "-N", 1))
+    (weights,) = first.glob("best_*.safetensors")
+    ketos(*_train(Path(os.path.relpath(lines_arrow, tmp_path)), second, "-N", 1, "-i", weights), cwd=tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    ketos("train", "--resume", second, "-N", 2, cwd=tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(lines_arrow: Path, tmp_path: Path, number: int) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "distrib", *_train(lines_arrow, run, "-N", 500)]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    while not (run / "last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"ketos train --resume {run}" in errors.decode()
+    assert b"Traceback" not in errors
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(lines_arrow: Path, tmp_path: Path) -> None:

@@ -71,32 +71,6 @@ def test_validation_data_replace_the_partition(lines_arrow: Path, tmp_path: Path
     assert f"validating on {count} lines, as given" in done.stdout
 
 
-def test_what_validation_logs_is_what_a_test_reports(lines_arrow: Path, run: Path, tmp_path: Path) -> None:
-    manifest = tmp_path / "val.lst"
-    manifest.write_text(str(lines_arrow), encoding="utf-8")
-    ketos(
-        "train",
-        "-f",
-        "binary",
-        "-o",
-        tmp_path / "run",
-        *FEW,
-        "-N",
-        3,
-        "-r",
-        1e-2,
-        "-e",
-        manifest,
-        lines_arrow,
-    )
-    rows = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    best = max(json.loads(row)["val_accuracy"] for row in rows)
-    (weights,) = (tmp_path / "run").glob("best_*.safetensors")
-    report = tmp_path / "report.json"
-    ketos("test", "-m", weights, "-f", "binary", "-B", 7, "--json", report, lines_arrow)
-    assert 1 - json.loads(report.read_text(encoding="utf-8"))["cer"] == pytest.approx(best, abs=1e-12)
-
-
 def test_test_prints_the_report_files_and_worst_lines(run: Path, sample: Path) -> None:
     (weights,) = run.glob("best_*.safetensors")
     lines = sorted((sample / "lines").glob("*.png"))[:5]
@@ -151,7 +125,7 @@ def test_an_unreadable_line_is_counted_and_named(lines_arrow: Path, tmp_path: Pa
     broken = tmp_path / "broken.arrow"
     broken.write_bytes(content)
     done = ketos("train", "-f", "binary", "-o", tmp_path / "run", *FEW, "-B", 1, broken)
-    assert "1 line could not be read during training" in done.stderr
+    assert "1 line could not be used" in done.stderr
     assert ".png" in done.stderr
 
 
@@ -166,6 +140,75 @@ def test_a_line_too_narrow_for_its_text_is_left_out_and_counted(sample: Path, tm
     lines = sorted(data.glob("*.png"))
     done = ketos("train", "-f", "path", "-o", tmp_path / "run", *FEW, "-e", manifest, *lines)
     assert "left out: 1 line too narrow for their text (CTC)" in done.stdout
+
+
+def test_the_last_epoch_is_validated_and_kept(lines_arrow: Path, tmp_path: Path) -> None:
+    ketos("train", "-f", "binary", "-o", tmp_path / "run", *FEW, "-N", 3, "-F", 2, lines_arrow)
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(row)["epoch"] for row in rows] == [1, 2]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_a_sentence(lines_arrow: Path, tmp_path: Path) -> None:
+    options = [*FEW, "--optimizer", "SGD", "-r", "1e38", "--gradient-clip-val", 0, "-N", 3]
+    done = ketos("train", "-f", "binary", "-o", tmp_path / "run", *options, lines_arrow, expect=1)
+    assert "The loss is no longer a number" in done.stderr
+
+
+def test_lines_marked_as_test_are_never_trained_on(sample: Path, tmp_path: Path) -> None:
+    data = tmp_path / "pages.arrow"
+    ketos("compile", "-f", "xml", "-o", data, *sorted((sample / "alto").glob("*.xml")))
+    marks = ArrowDataset(data).index().splits
+    done = ketos("train", "-f", "binary", "-o", tmp_path / "run", *FEW, data)
+    assert (marks == 3).any()
+    assert f"training on {(marks < 2).sum()} lines" in done.stdout
+    assert f"validating on {(marks == 2).sum()} line" in done.stdout
+
+
+def test_lines_of_two_types_are_not_mixed(lines_arrow: Path, sample: Path, tmp_path: Path) -> None:
+    data = tmp_path / "pages.arrow"
+    ketos("compile", "-f", "xml", "-o", data, *sorted((sample / "alto").glob("*.xml")))
+    (tmp_path / "val.lst").write_text(str(data), encoding="utf-8")
+    options = [*FEW, "-e", tmp_path / "val.lst"]
+    done = ketos("train", "-f", "binary", "-o", tmp_path / "run", *options, lines_arrow, expect=2)
+    assert "give both the same type" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--optimizer", "Adam"],
+        ["--optimizer", "RMSprop"],
+        ["--optimizer", "SGD", "-m", "0.5", "-w", "0.01"],
+        ["--logger", "tensorboard", "--log-dir", "logs"],
+        ["--split-by", "page"],
+        ["-u", "NFD", "--no-reorder", "--base-dir", "R", "--no-normalize-whitespace"],
+        ["--pad", "0"],
+        ["-c", "codec.json"],
+    ],
+    ids=" ".join,
+)
+def test_options_that_change_how_a_run_trains(options: list[str], lines_arrow: Path, tmp_path: Path) -> None:
+    alphabet = sorted({*"".join(ArrowDataset(lines_arrow).texts())})
+    labels = {character: [number] for number, character in enumerate(alphabet, start=2)}
+    (tmp_path / "codec.json").write_text(json.dumps(labels), encoding="utf-8")
+    ketos("train", "-f", "binary", "-o", tmp_path / "run", *FEW, *options, lines_arrow, cwd=tmp_path)
+    (weights,) = (tmp_path / "run").glob("best_*.safetensors")
+    if "-c" in options:
+        assert load_weights(weights).codec.c2l == labels
+    if "-u" in options:
+        assert {"\u0300", "\u0301", "\u0308"} & set(load_weights(weights).codec.c2l)
+    if "--logger" in options:
+        assert list((tmp_path / "logs").rglob("events.out.*"))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precisions_train_and_deterministic_is_accepted(
+    precision: str, lines_arrow: Path, tmp_path: Path
+) -> None:
+    top = ["--precision", precision, "--deterministic", "--threads", 2]
+    ketos(*top, "train", "-f", "binary", "-o", tmp_path / "run", *FEW, lines_arrow)
+    (weights,) = (tmp_path / "run").glob("best_*.safetensors")
+    ketos(*top[:2], "test", "-m", weights, "-f", "binary", lines_arrow)
 
 
 @pytest.mark.slow
@@ -195,3 +238,9 @@ def test_32_lines_are_learned_by_heart(sample: Path, tmp_path: Path) -> None:
     ketos("train", "-f", "path", "-o", tmp_path / "run", *options)
     (weights,) = (tmp_path / "run").glob("best_*.safetensors")
     assert float(weights.stem.removeprefix("best_")) >= 0.99
+    # What validation logs is what a test of the same lines reports, to the last digit.
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    report = tmp_path / "report.json"
+    ketos("test", "-m", weights, "-f", "path", "-B", 7, "--json", report, *lines)
+    accuracy = 1 - json.loads(report.read_text(encoding="utf-8"))["cer"]
+    assert accuracy == max(json.loads(row)["val_accuracy"] for row in rows)

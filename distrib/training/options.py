@@ -1,0 +1,44 @@
+"""Options that contradict each other or that this machine cannot honour, found before any work."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from distrib.config.sections import Globals, Train
+from distrib.errors import InputError
+from distrib.runtime.devices import check_precision
+
+
+def check_options(options: Train, globals_: Globals) -> None:
+    """Raise InputError, naming the option and the way out, for the first thing that cannot be."""
+    check_precision(globals_.precision, globals_.device)
+    if options.quit == "fixed" and options.epochs < 1:
+        raise InputError("--quit fixed needs --epochs: the number of epochs to train for.")
+    if options.freq > 1 and not options.freq.is_integer():
+        raise InputError(f"--freq {options.freq:g}: above 1 it must be a whole number of epochs.")
+    if options.codec is not None and (options.load or options.resume):
+        raise InputError("--codec cannot be given with --load or --resume: the model has its codec.")
+    if options.load and options.resume:
+        raise InputError(
+            "--load and --resume exclude each other: resume continues a run, load starts a new one."
+        )
+    if options.weights_format == "coreml" and importlib.util.find_spec("coremltools") is None:
+        raise InputError(
+            "--weights-format coreml needs the package coremltools: pip install 'ketos-distrib[coreml]'."
+        )
+    _refuse_later(options)
+
+
+def _refuse_later(options: Train) -> None:
+    later = {
+        "--quit aneal": options.quit == "aneal",
+        "--optimizer Lamb": options.optimizer == "Lamb",
+        "--warmup": options.warmup > 0,
+        f"--schedule {options.schedule}": options.schedule != "constant",
+        "--freeze-backbone": options.freeze_backbone > 0,
+        "--augment": options.augment,
+        "--logger wandb": options.pl_logger == "wandb",
+    }
+    for option, given in later.items():
+        if given:
+            raise InputError(f"{option} is not yet available; leave it out.")
