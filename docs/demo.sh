@@ -28,7 +28,7 @@ run train --resume demo/run
 say "5. Test the exported model on unseen pages (the head of the report, and the worst lines)"
 weights=$(ls demo/run/best_*.safetensors)
 run test -m "$weights" -f xml -B 8 --worst 3 demo/unseen/alto/*.xml demo/unseen/page/*.xml >demo/report.txt
-sed -n '2,16p' demo/report.txt
+sed '/Correct-Generated/,$d' demo/report.txt | tail -n +2
 sed -n '/with the most errors/,$p' demo/report.txt
 
 say "6. Convert a checkpoint to weights for kraken and eScriptorium, as safetensors and as CoreML"

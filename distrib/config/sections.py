@@ -117,7 +117,7 @@ class Learning:
     arch: Literal["vgsl"] = option("vgsl", "--arch", help="Architecture family.")
     batch_size: int = option(1, "-B", "--batch-size", minimum=1, help="Lines of a batch.")
     padding: int = option(
-        16, "--pad", minimum=0, help="Columns of padding left and right of a line, in pixels."
+        16, "--pad", minimum=0, maximum=10_000, help="Columns of padding left and right of a line, in pixels."
     )
     checkpoint_path: Path = option(Path("model"), "-o", "--output", help="Directory of the run.")
     weights_format: WeightsFormat = option(
@@ -270,7 +270,7 @@ class Test:
         help="Line type; by default the model's for XML, bbox for path, as recorded for binary.",
     )
     padding: int = option(
-        16, "--pad", minimum=0, help="Columns of padding left and right of a line, in pixels."
+        16, "--pad", minimum=0, maximum=10_000, help="Columns of padding left and right of a line, in pixels."
     )
     bidi_reordering: bool = option(True, "--reorder", off=("--no-reorder",), help=_REORDER_HELP)
     base_dir: BaseDirection = option("auto", "--base-dir", help=_BASE_DIR_HELP)

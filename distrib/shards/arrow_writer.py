@@ -27,7 +27,7 @@ from distrib.shards.arrow_schema import (
     page_key,
 )
 
-MAX_BATCH_BYTES: Final = 128 << 20
+MAX_BATCH_BYTES: Final = 4 << 20
 """A batch with this many bytes of images is written before it has all its lines: it bounds memory, and
 keeps offsets into a binary column far from their limit of 2 GiB."""
 
@@ -151,7 +151,7 @@ class ArrowWriter:
         schema = self._metadata().to_schema()
         with AsideFile(self.path) as aside:
             with (
-                pa.ipc.open_stream(self._scratch) as batches,
+                pa.ipc.open_stream(self._scratch, memory_pool=pa.system_memory_pool()) as batches,
                 pa.ipc.new_file(aside.file, schema) as target,
             ):
                 for batch in batches:
@@ -174,7 +174,8 @@ def _to_batch(lines: Sequence[PackedLine]) -> pa.RecordBatch:
     text_fields = pa.StructArray.from_arrays(
         [
             pa.array([line.text for line in lines], pa.string()),
-            pa.array([line.png for line in lines], pa.binary()),
+            # The system's allocator gives memory back; Arrow's own keeps the largest batches ever held.
+            pa.array([line.png for line in lines], pa.binary(), memory_pool=pa.system_memory_pool()),
             pa.array([list(line.languages) or None for line in lines], pa.list_(pa.string())),
         ],
         fields=list(LINES_TYPE),
