@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,10 @@ class LineCollection:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the index, which workers do not need and which grows with the data.
+        return LineCollection, (self.datasets,)
 
     @property
     def line_type(self) -> str:

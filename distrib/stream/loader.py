@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ class TrainingLoader:
         """The plan of an epoch in positions into this loader's lines."""
         return epoch_plan(self._widths, batch_size=self._batch_size, seed=self._seed, epoch=epoch)
 
+    @cached_property
     def fingerprint(self) -> str:
         """A digest of everything that decides the order: lines, widths, batch size, seed."""
         digest = hashlib.blake2b(digest_size=8)
@@ -70,7 +72,7 @@ class TrainingLoader:
 
     def refuse_other(self, state: dict[str, Any]) -> None:
         """Raise InputError where data or batch settings are not those of a saved state."""
-        if state["fingerprint"] != self.fingerprint():
+        if state["fingerprint"] != self.fingerprint:
             raise InputError(
                 "The checkpoint was written with other training data, --batch-size, --partition or --seed; "
                 "resume with those it was written with, or start anew with `--load`."
@@ -78,7 +80,7 @@ class TrainingLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands."""
-        return {"epoch": self._epoch, "step": self._step, "fingerprint": self.fingerprint()}
+        return {"epoch": self._epoch, "step": self._step, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position. Raises InputError where data or batch settings are not those saved."""
