@@ -49,6 +49,8 @@ _BASE_DIR_HELP = "Base text direction; auto takes what the ground truth states, 
 _REORDER_HELP = "Reorder code points to display order."
 _NORMALIZATION_HELP = "Unicode normalization of the ground truth."
 _WHITESPACE_HELP = "Normalize Unicode whitespace in the ground truth."
+_CACHE_DIR_HELP = "Folder on a disk of this machine for remote shards and for lines once normalized."
+_CACHE_SIZE_HELP = "Most bytes kept in --cache-dir, with K, M or G."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,21 @@ class Compile:
     report: Path | None = option(
         None, "--report", help="Write what was left out here, one JSON object a line: source, line, reason."
     )
+    shard_format: Literal["arrow", "webdataset"] | None = option(
+        None, "--shard-format", help="Write a folder of numbered shards of this format and a dataset.json."
+    )
+    shard_size: str = option(
+        "256M", "--shard-size", metavar="SIZE", help="Size of a shard in bytes, with K, M or G."
+    )
+    height: int = option(
+        120, "--height", minimum=1, maximum=4096, help="Height in pixels of the network's input."
+    )
+    lines: Literal["auto", "raw", "normalized"] = option(
+        "auto",
+        "--lines",
+        help="Store lines as cut (raw), or straightened and scaled to --height, so that training only "
+        "decodes them (normalized); auto is normalized for shards, raw for a single file.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +132,9 @@ class Learning:
     """What train and pretrain share; the class attributes that differ are set again below."""
 
     arch: Literal["vgsl"] = option("vgsl", "--arch", help="Architecture family.")
-    batch_size: int = option(1, "-B", "--batch-size", minimum=1, help="Lines of a batch.")
+    batch_size: int = option(
+        1, "-B", "--batch-size", minimum=0, help="Lines of a batch of a process; 0: as --batch-pixels says."
+    )
     padding: int = option(
         16, "--pad", minimum=0, maximum=10_000, help="Columns of padding left and right of a line, in pixels."
     )
@@ -188,6 +207,30 @@ class Learning:
     split_by: Literal["line", "page"] = option(
         "line", "--split-by", help="Unit of the automatic split: lines, or whole pages."
     )
+    global_batch_size: int | None = option(
+        None,
+        "--global-batch-size",
+        minimum=1,
+        help="Lines of an optimizer step over all processes; by default --batch-size times "
+        "--accumulate-grad-batches times processes at first launch. Kept on resume.",
+    )
+    batch_pixels: int = option(
+        0,
+        "--batch-pixels",
+        minimum=0,
+        help="Most pixels, padding included, that a process computes on at once; 0: any.",
+    )
+    shuffle_window: int = option(
+        65_536, "--shuffle-window", minimum=1, help="Lines shuffled together; larger data sets go by windows."
+    )
+    max_bad_fraction: float = option(
+        0.1, "--max-bad-fraction", minimum=0.0, maximum=1.0, help="Share of unusable lines that stops a run."
+    )
+    resume_anyway: bool = option(
+        False, "--resume-anyway", help="Resume with changed data or batches, from the start of an epoch."
+    )
+    cache_dir: Path | None = option(None, "--cache-dir", help=_CACHE_DIR_HELP)
+    cache_size: str = option("20G", "--cache-size", metavar="SIZE", help=_CACHE_SIZE_HELP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +334,8 @@ class Test:
     )
     worst: int = option(0, "--worst", minimum=0, help="Print this many lines with the most errors.")
     per_file: bool = option(False, "--per-file", help="Print the character error rate of each source file.")
+    cache_dir: Path | None = option(None, "--cache-dir", help=_CACHE_DIR_HELP)
+    cache_size: str = option("20G", "--cache-size", metavar="SIZE", help=_CACHE_SIZE_HELP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,12 +349,36 @@ class Convert:
     checkpoints: tuple[Path, ...] = argument("CHECKPOINTS...")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Print what data sets hold."""
+
+    datasets: tuple[str, ...] = argument("DATASET...")
+    spec: str = option(DEFAULT_SPEC, "-s", "--spec", help="Network that lines must be wide enough for.")
+    padding: int = option(
+        16, "--pad", minimum=0, maximum=10_000, help="Columns of padding left and right of a line, in pixels."
+    )
+    verify: bool = option(False, "--verify", help="Read everything and check every checksum.")
+    json: bool = option(False, "--json", help="Print JSON.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """Prove from the ledger of a run that every line was trained on exactly once an epoch."""
+
+    run: tuple[Path, ...] = argument("RUN")
+    epoch: int | None = option(None, "--epoch", minimum=0, help="This epoch only, counted from 0.")
+    json: bool = option(False, "--json", help="Print JSON.")
+
+
 SECTIONS: dict[str, type] = {
     "compile": Compile,
     "train": Train,
     "test": Test,
     "pretrain": Pretrain,
     "convert": Convert,
+    "inspect": Inspect,
+    "ledger": Ledger,
 }
 
 KRAKEN_SECTIONS = frozenset({"segtrain", "segtest", "rotrain", "roadd", "publish"})
