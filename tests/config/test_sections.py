@@ -19,7 +19,7 @@ from distrib.errors import InputError
 KRAKEN = yaml.safe_load((Path(__file__).parent / "kraken_options.yml").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["ketos", *SECTIONS])
+@pytest.mark.parametrize("name", sorted(KRAKEN))
 def test_every_option_of_kraken_is_there_with_its_flags(name: str) -> None:
     section = Globals if name == "ketos" else SECTIONS[name]
     ours = {field.name: info_of(field) for field in dataclasses.fields(section)}
