@@ -6,5 +6,5 @@ import subprocess
 import sys
 from pathlib import Path
 
-for script in ("compile.py", "training.py"):
+for script in ("compile.py", "delivery.py", "training.py"):
     subprocess.run([sys.executable, str(Path(__file__).parent / script), *sys.argv[1:]], check=True)

@@ -23,3 +23,11 @@ class InputError(KetosError):
 
 class RunError(KetosError):
     """A run that began and could not go on. Exit code 1."""
+
+
+class PeerError(KetosError):
+    """Another process of the job has failed and says why; this one ends with its exit code, in silence."""
+
+    def __init__(self, rank: int, exit_code: int) -> None:
+        super().__init__(f"Process {rank} of this job failed; its message says why.")
+        self.exit_code = exit_code  # type: ignore[misc]

@@ -4,6 +4,20 @@ set -eu
 
 say() { printf '\n== %s\n' "$*"; }
 run() { printf '$ ketos %s\n' "$*"; ketos "$@"; }
+# The same command as two processes: what torchrun starts talks to its like, here over the loopback device.
+run_two() {
+    printf '$ torchrun --nproc-per-node 2 -m distrib %s\n' "$*"
+    torchrun --standalone --nproc-per-node 2 -m distrib "$@"
+}
+# SIGKILL to every process that has these words on its command line, launcher and workers included.
+kill_all() {
+    for process in /proc/[0-9]*; do
+        if tr '\0' ' ' <"$process/cmdline" 2>/dev/null | grep -q -- "$1"; then
+            kill -9 "${process#/proc/}" 2>/dev/null || true
+        fi
+    done
+}
+export OMP_NUM_THREADS=1
 
 rm -rf demo
 mkdir demo
@@ -12,18 +26,23 @@ say "1. Sample ground truth: ALTO and PageXML pages to train on, others to test 
 run sample demo/sample --pages 20 --pairs 0
 run sample demo/unseen --pages 4 --pairs 0 --seed 7
 
-say "2. Compile the pages into a data set"
-run --workers 2 compile -f xml -o demo/pages.arrow demo/sample/alto/*.xml demo/sample/page/*.xml
+say "2. Compile the pages into shards of lines ready for a network 32 pixels high, and look at them"
+run --workers 2 compile -f xml -o demo/pages --shard-format arrow --shard-size 1M --height 32 \
+    demo/sample/alto/*.xml demo/sample/page/*.xml
+run inspect demo/pages
 
-say "3. Train a small network, and kill it without warning once it has a checkpoint"
-ketos --config configs/tiny.yml train -f binary -o demo/run demo/pages.arrow &
+say "3. Train a small network on two processes, and kill both without warning once there is a checkpoint"
+run_two --config configs/tiny.yml train -f binary -o demo/run demo/pages &
 training=$!
 while [ ! -e demo/run/last.ckpt ] && kill -0 $training 2>/dev/null; do sleep 0.2; done
-kill -9 $training && echo "killed"
+kill_all "train -f binary -o demo/run" && echo "killed"
 wait $training 2>/dev/null || true
 
-say "4. Go on where it was; the run directory is all that is needed"
-run train --resume demo/run
+say "4. Go on where it was; the run directory is all that is needed, the number of processes does not matter"
+run_two train --resume demo/run
+
+say "   The ledger of the run: was every line trained on exactly once in every epoch?"
+run ledger demo/run
 
 say "5. Test the exported model on unseen pages (the head of the report, and the worst lines)"
 weights=$(ls demo/run/best_*.safetensors)

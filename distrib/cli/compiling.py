@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from distrib.cli.display import plural, progress, size
+from distrib.config.sizes import parse_size
 
 if TYPE_CHECKING:
     from distrib.config.sections import DataFormat, LineTypeName
+    from distrib.runtime.processes import Processes
     from distrib.shards.compile import CompileJob, CompileSummary
+    from distrib.shards.storage import ShardStorage
     from distrib.stream.lines import LineCollection
 
 
@@ -39,6 +42,15 @@ def print_summary(summary: CompileSummary) -> None:
         click.echo(f"left out: {count:,} {reason}, such as {place}", err=True)
 
 
+def open_storage(cache_dir: Path | None, cache_size: str) -> ShardStorage:
+    """Where shards are read from, through a node's cache if there is one."""
+    from distrib.shards.cache import ShardCache
+    from distrib.shards.storage import ShardStorage
+
+    size = parse_size(cache_size, option="--cache-size")
+    return ShardStorage(None if cache_dir is None else ShardCache(cache_dir, size))
+
+
 def open_data(
     *,
     arguments: Sequence[str],
@@ -48,30 +60,49 @@ def open_data(
     legacy_polygons: bool,
     workers: int,
     compiled: Path,
+    storage: ShardStorage,
+    height: int = 0,
     reuse: bool = False,
+    processes: Processes | None = None,
 ) -> LineCollection:
-    """The lines that a command's arguments and manifests name.
+    """The lines that a command's arguments and manifests name, at every one of ``processes``.
 
-    Ground truth is compiled to ``compiled`` first, unless ``reuse`` and it was compiled before.
+    Ground truth is compiled to ``compiled`` first, unless ``reuse`` and it was compiled before; where
+    ``height`` is given, into lines normalised to it. Rank zero goes first, and builds what all then use.
     """
     from distrib.ground_truth.sources import expand_sources
-    from distrib.shards.compile import CompileJob
+    from distrib.shards.addresses import expand_datasets
     from distrib.stream.lines import open_collection
 
-    if reuse and compiled.is_file():
-        return open_collection([compiled])
-    sources = expand_sources(arguments, manifests, format_type=format_type)
-    if format_type == "binary":
-        return open_collection(sources)
-    compiled.parent.mkdir(parents=True, exist_ok=True)
-    job = CompileJob(
-        sources=sources,
-        output=compiled,
-        format_type=format_type,
-        linetype=linetype,
-        legacy_polygons=legacy_polygons,
-        workers=workers,
-        report=compiled.with_suffix(".skipped.jsonl"),
-    )
-    print_summary(compile_with_progress(job))
-    return open_collection([compiled])
+    def addresses() -> list[str]:
+        if reuse and compiled.is_file():
+            return [str(compiled)]
+        if format_type == "binary":
+            return expand_datasets(arguments, manifests)
+        sources = expand_sources(arguments, manifests, format_type=format_type)
+        compiled.parent.mkdir(parents=True, exist_ok=True)
+        _compile(sources)
+        return [str(compiled)]
+
+    def _compile(sources: Sequence[Path]) -> None:
+        from distrib.shards.compile import DEFAULT_HEIGHT, CompileJob
+
+        assert format_type != "binary"
+        job = CompileJob(
+            sources=sources,
+            output=compiled,
+            format_type=format_type,
+            linetype=linetype,
+            legacy_polygons=legacy_polygons,
+            workers=workers,
+            report=compiled.with_suffix(".skipped.jsonl"),
+            normalized=height > 0,
+            height=height or DEFAULT_HEIGHT,
+        )
+        print_summary(compile_with_progress(job))
+
+    if processes is None:
+        return open_collection(addresses(), storage)
+    found = processes.on_first(addresses)
+    first = processes.agree(lambda: open_collection(found, storage) if processes.topology.first else None)
+    return processes.agree(lambda: open_collection(found, storage) if first is None else first)

@@ -52,6 +52,6 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def plural(count: int, noun: str) -> str:
-    """``1 line``, ``2,000 lines``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+def plural(count: int, noun: str, several: str | None = None) -> str:
+    """``1 line``, ``2,000 lines``; ``several`` is a plural that is not made with an s."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {several or noun + 's'}"

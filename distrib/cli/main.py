@@ -13,6 +13,8 @@ import click
 from distrib import __version__
 from distrib.cli.compile import compile_command
 from distrib.cli.convert import convert_command
+from distrib.cli.inspect import inspect_command
+from distrib.cli.ledger import ledger_command
 from distrib.cli.options import Invocation, given_values, section_options
 from distrib.cli.pretrain import pretrain_command
 from distrib.cli.sample import sample_command
@@ -20,7 +22,7 @@ from distrib.cli.test import test_command
 from distrib.cli.train import train_command
 from distrib.config.experiment import ExperimentFile, read_experiment
 from distrib.config.sections import Globals
-from distrib.errors import KetosError
+from distrib.errors import KetosError, PeerError
 
 _INTERRUPTED = 130
 _MACHINE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
@@ -63,6 +65,8 @@ class _Ketos(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(_INTERRUPTED)
+        except PeerError as error:
+            ctx.exit(error.exit_code)
         except KetosError as error:
             _print_traceback(ctx)
             raise _failure(str(error), error.exit_code) from None
@@ -106,6 +110,8 @@ for _command in (
     test_command,
     pretrain_command,
     convert_command,
+    inspect_command,
+    ledger_command,
     sample_command,
 ):
     ketos.add_command(_command)

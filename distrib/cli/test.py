@@ -68,7 +68,7 @@ def test_command(globals_: Globals, options: Test) -> None:
 
 
 def _collection(globals_: Globals, options: Test, model: RecognitionModel, directory: Path) -> LineCollection:
-    from distrib.cli.compiling import open_data
+    from distrib.cli.compiling import open_data, open_storage
 
     model_type: LineTypeName = "bbox" if model.seg_type == "bbox" else "baselines"
     return open_data(
@@ -79,6 +79,7 @@ def _collection(globals_: Globals, options: Test, model: RecognitionModel, direc
         legacy_polygons=model.legacy_polygons and not options.no_legacy_polygons,
         workers=globals_.num_workers,
         compiled=directory / "test.arrow",
+        storage=open_storage(options.cache_dir, options.cache_size),
     )
 
 

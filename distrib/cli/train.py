@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,11 +17,9 @@ from distrib.config.sections import Globals, Train
 from distrib.files import written_whole
 
 if TYPE_CHECKING:
+    from distrib.runtime.processes import Processes
     from distrib.stream.lines import LineCollection
     from distrib.training.setup import Overview
-
-
-_SHOWN_BAD_LINES = 20
 
 
 @section_command("train")
@@ -34,25 +33,41 @@ def train_command(globals_: Globals, options: Train) -> None:
         options.training_data,
         remedy="No training data given: name files, or a file that lists them with -t.",
     )
+    from distrib.runtime.devices import process_device
+    from distrib.runtime.processes import joined
+    from distrib.runtime.topology import topology_of
     from distrib.training.options import check_options
 
     check_options(options, globals_)
+    topology = topology_of(os.environ)
+    with joined(topology, device=process_device(globals_.device, topology)) as processes:
+        _train(globals_, options, processes)
+
+
+def _train(globals_: Globals, options: Train, processes: Processes) -> None:
+    """The run, as each of its processes sees it; rank zero does the talking."""
     from distrib.runtime.run_directory import claimed_directory
     from distrib.training.setup import prepare
 
-    with claimed_directory(options.checkpoint_path, resuming=_goes_on_in_place(options)):
-        run = prepare(options, globals_, *_collections(globals_, options))
-    _print_overview(run.overview)
-    _store(globals_, options)
+    resuming = _goes_on_in_place(options)
+    with processes.first_holds(lambda: claimed_directory(options.checkpoint_path, resuming=resuming)):
+        collections = _collections(globals_, options, processes)
+        run = processes.agree(lambda: prepare(options, globals_, *collections, processes=processes))
+    if processes.topology.first:
+        _print_overview(run.overview, processes.topology.world_size)
+        _store(globals_, run.options)
+    from distrib.training.bad_lines import BAD_LINES
     from distrib.training.run import fit
 
     outcome = fit(run)
+    if not processes.topology.first:
+        return
     if outcome.bad_lines:
-        click.echo(f"{plural(len(outcome.bad_lines), 'line')} could not be used:", err=True)
-        for (where, line), reason in list(outcome.bad_lines.items())[:_SHOWN_BAD_LINES]:
-            collection = run.sets.training if where == "training" else run.sets.validation
-            source, line_id = collection.place(line)
-            click.echo(f"  {where} line {line} ({source} {line_id}): {reason}", err=True)
+        click.echo(
+            f"{plural(len(outcome.bad_lines), 'line')} could not be used, listed with reasons in "
+            f"{options.checkpoint_path / BAD_LINES}",
+            err=True,
+        )
     click.echo(f"best model: accuracy {outcome.score:.2%}, {outcome.weights}")
 
 
@@ -64,10 +79,15 @@ def _goes_on_in_place(options: Train) -> bool:
     return options.checkpoint_path.resolve() == directory.resolve()
 
 
-def _collections(globals_: Globals, options: Train) -> tuple[LineCollection, LineCollection | None]:
-    from distrib.cli.compiling import open_data
+def _collections(
+    globals_: Globals, options: Train, processes: Processes
+) -> tuple[LineCollection, LineCollection | None]:
+    from distrib.cli.compiling import open_data, open_storage
 
-    compiled = options.checkpoint_path / "data"
+    from distrib.training.models import input_height
+
+    storage = open_storage(options.cache_dir, options.cache_size)
+    height = 0 if options.format_type == "binary" else input_height(options)
 
     def collection(arguments: tuple[str, ...], manifests: tuple[Path, ...], name: str) -> LineCollection:
         return open_data(
@@ -77,8 +97,11 @@ def _collections(globals_: Globals, options: Train) -> tuple[LineCollection, Lin
             linetype=options.linetype,
             legacy_polygons=options.legacy_polygons,
             workers=globals_.num_workers,
-            compiled=compiled / f"{name}.arrow",
+            compiled=options.checkpoint_path / "data" / f"{name}.arrow",
+            storage=storage,
+            height=height,
             reuse=options.resume is not None,
+            processes=processes,
         )
 
     training = collection(options.ground_truth, options.training_data, "training")
@@ -93,6 +116,7 @@ def _store(globals_: Globals, options: Train) -> None:
     stored = dataclasses.replace(
         options,
         resume=None,
+        resume_anyway=False,
         training_data=_absolute(options.training_data),
         evaluation_data=_absolute(options.evaluation_data),
         ground_truth=tuple(map(str, _absolute(options.ground_truth))),
@@ -101,11 +125,11 @@ def _store(globals_: Globals, options: Train) -> None:
         file.write(dump_experiment(globals_, "train", stored).encode())
 
 
-def _absolute(paths: Iterable[str | Path]) -> tuple[Path, ...]:
-    return tuple(Path(path).absolute() for path in paths)
+def _absolute(paths: Iterable[str | Path]) -> tuple[Any, ...]:
+    return tuple(path if "://" in str(path) else Path(path).absolute() for path in paths)
 
 
-def _print_overview(overview: Overview) -> None:
+def _print_overview(overview: Overview, world_size: int) -> None:
     """What is trained on, before the first step."""
     from distrib.training.preparation import alphabet_difference, describe_alphabet, printable
 
@@ -128,3 +152,10 @@ def _print_overview(overview: Overview) -> None:
     if overview.narrow:
         click.echo(f"left out: {plural(overview.narrow, 'line')} too narrow for their text (CTC)")
     click.echo(f"network {overview.spec}, {plural(overview.parameters, 'parameter')}")
+    step = f"{overview.global_lines} lines" if overview.global_lines else "lines by pixels"
+    click.echo(
+        f"{plural(world_size, 'process', 'processes')}, {step} a step, {overview.steps:,} steps an epoch, "
+        f"{overview.fill:.0%} of what is computed is line, the rest padding"
+    )
+    for problem in overview.problems:
+        click.echo(problem, err=True)

@@ -12,6 +12,24 @@ from PIL import Image
 from distrib.ground_truth.centerline import estimate_width, normalize_centerline
 
 _WHITE = 255
+_INT32_MAX = np.iinfo(np.int32).max
+
+Widths = npt.NDArray[np.int32]
+
+
+def normalized_line(image: Image.Image, *, height: int, centerline: bool) -> Image.Image:
+    """The grey line (mode ``L``, dark ink, no padding) that a network of this height sees of an image.
+
+    It is ``height`` > 0 pixels high: straightened along its centre line, or else scaled. Given to
+    ``NetworkInput`` with its height it makes the same input, bit for bit, as the image itself would, save
+    where the network sees colour, or black and white of an image that is not.
+    """
+    if height < 1:
+        raise ValueError("a line is normalised to a height of 1 pixel or more")
+    grey = image if image.mode == "L" else image.convert("L")
+    if centerline:
+        return normalize_centerline(grey, height)
+    return _resize(grey, (_in_proportion(*image.size, height), height))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,22 +56,49 @@ class NetworkInput:
         if min(self.height, self.width, self.pad) < 0:
             raise ValueError("height, width and padding of a network input cannot be negative")
 
-    def __call__(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """The image as (C, H, W) uint8, ink high; the network's value is this over 255."""
-        image = self._convert(image)
-        if self.follows_centerline:
+    def __call__(
+        self, image: Image.Image, *, normalized_height: int = 0, bitonal_source: bool = False
+    ) -> npt.NDArray[np.uint8]:
+        """The image as (C, H, W) uint8, ink high; the network's value is this over 255.
+
+        ``normalized_height`` is that of an image which ``normalized_line`` made, 0 for one that is as cut:
+        the former is not straightened again and scaled only for a network of another size.
+        ``bitonal_source`` says that it was made from a black and white image, whose greys come from
+        scaling alone and stay.
+        """
+        image = self._convert(image, bitonal=bitonal_source or image.mode == "1")
+        if self.follows_centerline and not normalized_height:
             image = normalize_centerline(image, self.height)
         else:
-            size = self._scaled_size(*image.size)
-            if size != image.size:
-                image = image.resize(size, Image.Resampling.LANCZOS)
+            image = _resize(image, self._scaled_size(*image.size))
         return self._invert(np.asarray(image))
 
-    def output_width(self, width: int, height: int) -> int:
-        """Columns, padding included, for an image of this size; an estimate if along the centre line."""
-        if self.follows_centerline:
+    def output_width(self, width: int, height: int, *, normalized: bool = False) -> int:
+        """Columns, padding included, for an image of this size; an estimate if along the centre line.
+
+        An image that is ``normalized`` is not straightened again, so that its width is exact.
+        """
+        if self.follows_centerline and not normalized:
             return estimate_width(width, height, self.height) + 2 * self.pad
         return self._scaled_size(width, height)[0] + 2 * self._padding
+
+    def output_widths(
+        self, widths: Widths, heights: Widths, *, normalized: npt.NDArray[np.bool_] | bool = False
+    ) -> Widths:
+        """``output_width`` of N images at once, all (N,) in pixels; 0 for an image without pixels."""
+        wide, high = widths.astype(np.int64), heights.astype(np.int64)
+        usable = (wide > 0) & (high > 0)
+        high = np.where(usable, high, 1)
+        if self.width:
+            columns = np.full_like(wide, self.width)
+        elif self.height:
+            # Floor division is what the scalar does by cutting off a quotient: both are exact below 2**53.
+            kept = np.where(normalized, 1, 2) if self.follows_centerline else 1
+            columns = np.maximum(wide * self.height // (high * kept), 1)
+        else:
+            columns = wide
+        columns = np.minimum(columns + 2 * self._padding, _INT32_MAX)
+        return np.where(usable, columns, 0).astype(np.int32)
 
     @property
     def follows_centerline(self) -> bool:
@@ -64,10 +109,10 @@ class NetworkInput:
     def _padding(self) -> int:
         return self.pad if (self.height == 0) != (self.width == 0) else 0
 
-    def _convert(self, image: Image.Image) -> Image.Image:
+    def _convert(self, image: Image.Image, *, bitonal: bool) -> Image.Image:
         if self.channels == 3:
             return image if image.mode == "RGB" else image.convert("RGB")
-        if self.one_channel_mode == "1" and image.mode != "1":
+        if self.one_channel_mode == "1" and not bitonal:
             return _binarize(image)
         return image if image.mode == "L" else image.convert("L")
 
@@ -75,9 +120,9 @@ class NetworkInput:
         if self.height and self.width:
             return self.width, self.height
         if self.height:
-            return max(int(width * self.height / height), 1), self.height
+            return _in_proportion(width, height, self.height), self.height
         if self.width:
-            return self.width, max(int(height * self.width / width), 1)
+            return self.width, _in_proportion(height, width, self.width)
         return width, height
 
     def _invert(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -90,6 +135,15 @@ class NetworkInput:
         inside = out[:, :, padding : padding + width]
         np.subtract(np.uint8(brightest), pixels.transpose(2, 0, 1), out=inside)
         return out
+
+
+def _in_proportion(length: int, other: int, target: int) -> int:
+    """One side of an image when its ``other`` side is scaled to ``target``."""
+    return max(int(length * target / other), 1)
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _binarize(image: Image.Image) -> Image.Image:

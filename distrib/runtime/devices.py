@@ -9,17 +9,45 @@ from typing import Any
 import torch
 
 from distrib.errors import InputError
+from distrib.runtime.topology import Topology
 
 
-def lightning_device(device: str) -> dict[str, Any]:
-    """``accelerator`` and ``devices`` of Lightning's Trainer for auto, cpu, mps, cuda, cuda:N.
+def lightning_device(device: str, topology: Topology) -> dict[str, Any]:
+    """``accelerator``, ``devices`` and ``num_nodes`` of Lightning's Trainer for auto, cpu, mps, cuda, cuda:N.
 
     Raises InputError for a device that this machine lacks.
     """
+    kind, _, number = process_device(device, topology).partition(":")
+    accelerator = "gpu" if kind == "cuda" else kind
+    if topology.world_size > 1:
+        return {
+            "accelerator": accelerator,
+            "devices": topology.local_world_size,
+            "num_nodes": topology.nodes,
+        }
+    return {"accelerator": accelerator, "devices": [int(number)] if kind == "cuda" else 1}
+
+
+def process_device(device: str, topology: Topology) -> str:
+    """The torch device of one of several processes: each GPU of a node serves one.
+
+    Raises InputError where a node has fewer GPUs than processes, or all are sent to one device.
+    """
+    if topology.world_size == 1:
+        return torch_device(device)
     kind, _, number = torch_device(device).partition(":")
-    if kind == "cuda":
-        return {"accelerator": "gpu", "devices": [int(number or 0)]}
-    return {"accelerator": kind, "devices": 1}
+    if kind == "cpu":
+        return kind
+    if kind == "mps" or (":" in device and topology.local_world_size > 1):
+        raise InputError(
+            f"--device {device}: {topology.local_world_size} processes cannot share it; use cuda, cpu or auto."
+        )
+    if topology.local_world_size > torch.cuda.device_count():
+        raise InputError(
+            f"{topology.local_world_size} processes on a machine with {torch.cuda.device_count()} GPU(s); "
+            "start one for each, or use --device cpu."
+        )
+    return f"cuda:{topology.local_rank if topology.local_world_size > 1 else int(number or 0)}"
 
 
 def torch_device(device: str) -> str:

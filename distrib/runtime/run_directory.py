@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from distrib.errors import InputError
+from distrib.errors import InputError, KetosError
 from distrib.runtime.checkpoints import saved_checkpoints
 
 
@@ -33,7 +33,9 @@ def claimed_directory(directory: Path, *, resuming: bool) -> Iterator[None]:
         ) from None
     try:
         yield
-    except InputError:
+    except KetosError as error:
+        if error.exit_code != InputError.exit_code:
+            raise
         # Whatever has been saved since is work done, and stays however the run ended.
         if set(saved_checkpoints(directory)) - saved:
             raise

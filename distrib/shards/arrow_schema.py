@@ -15,6 +15,8 @@ column         content                                                        kr
 ``width``      of the image in pixels (``height`` likewise)                   no
 ``key``        64 bit hash of source name, line id and raw text               no
 ``page_key``   64 bit hash of the source name                                 no
+``image_crc``  CRC-32 (zlib's) of the PNG                                     no
+``columns``    of the line as network input, unpadded; 0 where not known      no
 =============  =============================================================  =========
 
 The schema metadata holds two JSON values: ``lines``, which kraken reads, and ``ketos_distrib``, ours.
@@ -27,7 +29,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 
@@ -51,6 +53,9 @@ DATASET_TYPES: Final[Mapping[LineType, str]] = {
 LINES_TYPE: Final = pa.struct(
     [("text", pa.string()), ("im", pa.binary()), ("language", pa.list_(pa.string()))],
 )
+MAX_HEIGHT: Final = 1 << 14
+"""Pixels; a data set that claims to be for higher network input is damaged."""
+
 MAGIC: Final = b"ARROW1"
 """What an Arrow file begins with."""
 
@@ -68,6 +73,8 @@ OWN_FIELDS: Final = (
     pa.field("height", pa.int32()),
     pa.field("key", pa.uint64()),
     pa.field("page_key", pa.uint64()),
+    pa.field("image_crc", pa.uint32()),
+    pa.field("columns", pa.int32()),
 )
 SCHEMA: Final = pa.schema([*KRAKEN_FIELDS, *OWN_FIELDS])
 
@@ -124,6 +131,11 @@ class DatasetMetadata:
     ``batch_rows`` are the lines of each record batch in file order, run-length encoded as
     (lines, batches); empty in data sets written by kraken. It spares a reader from visiting every
     batch of a large file to learn where record *i* is.
+
+    ``height`` is the network input height in pixels for which the column ``columns`` was computed, 0 where
+    it was not. With ``normalized`` the images are network input of that height already, grey and without
+    padding; ``im_mode`` is then the mode of these images. ``source_mode`` is the mode of the line images
+    as they were cut (None: the same as ``im_mode``).
     """
 
     line_type: LineType
@@ -133,6 +145,9 @@ class DatasetMetadata:
     languages: Mapping[str, int] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     batch_rows: Sequence[tuple[int, int]] = ()
+    normalized: bool = False
+    height: int = 0
+    source_mode: ImageMode | None = None
 
     def to_schema(self, schema: pa.Schema = SCHEMA) -> pa.Schema:
         """``schema`` with this metadata."""
@@ -153,7 +168,13 @@ class DatasetMetadata:
                 "test": self.counts.test,
             },
         }
-        own = {"version": OWN_VERSION, "batch_rows": [list(run) for run in self.batch_rows]}
+        own = {
+            "version": OWN_VERSION,
+            "batch_rows": [list(run) for run in self.batch_rows],
+            "normalized": self.normalized,
+            "height": self.height,
+            "source_mode": self.source_mode or self.im_mode,
+        }
         return schema.with_metadata(
             {LINES_KEY: json.dumps(lines).encode(), OWN_KEY: json.dumps(own).encode()}
         )
@@ -172,18 +193,37 @@ class DatasetMetadata:
         kind = raw.get("type")
         if not isinstance(kind, str) or kind not in types:
             raise MetadataProblem(f"it is a data set of type {kind!r}, not of text lines for recognition")
-        mode = raw.get("im_mode", "L")
-        if mode not in IMAGE_MODES:
-            raise MetadataProblem(f"its metadata gives an unknown image mode {mode!r}")
+        mode = _mode(raw.get("im_mode", "L"))
+        own = _json_object(schema, OWN_KEY)
+        normalized, height = _normalization(own)
         return cls(
             line_type=types[kind],
             alphabet=_counter(raw.get("alphabet"), "alphabet"),
-            im_mode=cast(ImageMode, mode),
+            im_mode=mode,
             legacy_polygons=bool(raw.get("legacy_polygons", False)),
             languages=_counter(raw.get("languages"), "languages"),
             counts=Counts(**_known(_counter(raw.get("counts"), "counts"), ("all", *SPLITS))),
-            batch_rows=_runs(_json_object(schema, OWN_KEY)),
+            batch_rows=_runs(own),
+            normalized=normalized,
+            height=height,
+            source_mode=_mode(own.get("source_mode") or mode),
         )
+
+
+def _mode(name: object) -> ImageMode:
+    if name not in IMAGE_MODES:
+        raise MetadataProblem(f"its metadata gives an unknown image mode {name!r}")
+    return name
+
+
+def _normalization(own: Mapping[str, Any]) -> tuple[bool, int]:
+    """Whether the images are network input already, and of which height in pixels."""
+    normalized, height = own.get("normalized", False), own.get("height", 0)
+    if type(normalized) is not bool or type(height) is not int or not 0 <= height <= MAX_HEIGHT:
+        raise MetadataProblem("its record of the line height is damaged")
+    if normalized and not height:
+        raise MetadataProblem("it holds normalised lines but does not say how high they are")
+    return normalized, height
 
 
 def _json_object(schema: pa.Schema, key: bytes) -> dict[str, Any]:

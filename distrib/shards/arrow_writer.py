@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,12 +32,17 @@ MAX_BATCH_BYTES: Final = 4 << 20
 """A batch with this many bytes of images is written before it has all its lines: it bounds memory, and
 keeps offsets into a binary column far from their limit of 2 GiB."""
 
+_ROW_BYTES: Final = 128
+"""What a line takes beside its image and text, roughly."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedLine:
     """A line as it is stored: raw text, PNG and what its source says about it.
 
     ``source`` is a file name without its folder; ``width`` and ``height`` are of the image in pixels.
+    ``columns`` is the line's width as network input of the data set's height, without padding (0: not
+    known). ``source_mode`` is the mode the image had when it was cut (None: ``mode``).
     """
 
     text: str
@@ -49,6 +55,13 @@ class PackedLine:
     languages: tuple[str, ...] = ()
     split: Split | None = None
     base_dir: BaseDirection | None = None
+    columns: int = 0
+    source_mode: ImageMode | None = None
+
+    @property
+    def image_crc(self) -> int:
+        """CRC-32 of the PNG, as zlib computes it."""
+        return zlib.crc32(self.png)
 
 
 class ArrowWriter:
@@ -62,6 +75,9 @@ class ArrowWriter:
     copied, one at a time, under the final schema: twice the disk space for a moment, and memory for one
     batch.
 
+    ``height`` in pixels is that of ``columns`` (0: those are not known); ``normalized`` says that the images
+    are network input of that height already.
+
     Raises:
         InputError: the path cannot be written, or no line was added.
         RunError: the disk is full or fails.
@@ -74,6 +90,8 @@ class ArrowWriter:
         line_type: LineType,
         legacy_polygons: bool = False,
         recordbatch_size: int = 100,
+        height: int = 0,
+        normalized: bool = False,
     ) -> None:
         if recordbatch_size < 1:
             raise InputError(f"--recordbatch-size is {recordbatch_size}; give 1 or more lines a batch.")
@@ -81,12 +99,16 @@ class ArrowWriter:
         self.path = path
         self.alphabet: Counter[str] = Counter()
         self.lines = 0
+        self.size = 0
+        self._height = height
+        self._normalized = normalized
         self._line_type = line_type
         self._legacy_polygons = legacy_polygons
         self._batch_size = recordbatch_size
         self._languages: Counter[str] = Counter()
         self._splits: Counter[Split] = Counter()
         self._modes: set[ImageMode] = set()
+        self._source_modes: set[ImageMode] = set()
         self._pending: list[PackedLine] = []
         self._pending_bytes = 0
         self._batch_rows: list[tuple[int, int]] = []
@@ -116,11 +138,13 @@ class ArrowWriter:
 
     def add(self, line: PackedLine) -> None:
         """Add one line. Raises RunError, and UnicodeEncodeError for text with lone surrogates."""
-        line.text.encode()  # before anything is counted: the column holds UTF-8
+        text = line.text.encode()  # before anything is counted: the column holds UTF-8
         self.lines += 1
+        self.size += len(line.png) + len(text) + _ROW_BYTES
         self.alphabet.update(line.text)
         self._languages.update(line.languages)
         self._modes.add(line.mode)
+        self._source_modes.add(line.source_mode or line.mode)
         if line.split is not None:
             self._splits[line.split] += 1
         self._pending.append(line)
@@ -167,6 +191,9 @@ class ArrowWriter:
             languages=self._languages,
             counts=Counts(all=self.lines, **{split: self._splits[split] for split in SPLITS}),
             batch_rows=self._batch_rows,
+            normalized=self._normalized,
+            height=self._height,
+            source_mode=largest_mode(self._source_modes),
         )
 
 
@@ -183,17 +210,19 @@ def _to_batch(lines: Sequence[PackedLine]) -> pa.RecordBatch:
     columns = [
         text_fields,
         *(pa.array([line.split == split for line in lines], pa.bool_()) for split in SPLITS),
-        pa.array([_storable(line.source) for line in lines], pa.string()),
-        pa.array([_storable(line.line_id) for line in lines], pa.string()),
+        pa.array([storable(line.source) for line in lines], pa.string()),
+        pa.array([storable(line.line_id) for line in lines], pa.string()),
         pa.array([line.base_dir for line in lines], pa.string()),
         pa.array([line.width for line in lines], pa.int32()),
         pa.array([line.height for line in lines], pa.int32()),
         pa.array([line_key(line.source, line.line_id, line.text) for line in lines], pa.uint64()),
         pa.array([page_key(line.source) for line in lines], pa.uint64()),
+        pa.array([line.image_crc for line in lines], pa.uint32()),
+        pa.array([line.columns for line in lines], pa.int32()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
-def _storable(name: str) -> str:
+def storable(name: str) -> str:
     """``name`` with ``?`` for the bytes of a file name that are not UTF-8 (lone surrogates in Python)."""
     return name.encode("utf-8", "replace").decode("utf-8")

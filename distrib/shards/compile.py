@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, TypeVar
 
 from distrib.errors import InputError, RunError
 from distrib.files import check_output
@@ -16,11 +16,17 @@ from distrib.ground_truth.reader import read_line_images
 from distrib.ground_truth.records import FormatType, LineType, Skip, SkipReason
 from distrib.shards.arrow_schema import MAGIC
 from distrib.shards.arrow_writer import ArrowWriter
+from distrib.shards.manifest import ShardFormat
 from distrib.shards.ordered import WorkerDied, map_ordered
 from distrib.shards.pack import PAIRS_A_TASK, LineReader, PackedPage, PackTask, pack
 from distrib.shards.skip_report import SkipReport
+from distrib.shards.tally import Tally, enumerate_sources, nothing_usable
 
 ForcedType = Literal["bbox", "baseline"]
+Result = TypeVar("Result")
+
+DEFAULT_HEIGHT: Final = 120
+"""Height in pixels of the input of the default network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +34,10 @@ class CompileJob:
     """What to compile and how.
 
     ``linetype`` None means baselines for XML; line pairs (``path``) are always bbox. ``force_type`` only
-    relabels the data set. ``workers`` processes extract and encode; with 0 or 1 this process does it all.
+    relabels the data set. Lines are stored as cut, or ``normalized`` as network input of ``height`` pixels;
+    the width of the others as such input is noted where it is known. With a ``shard_format`` the output is a
+    folder of shards of about ``shard_size`` bytes (see shards.compile_shards), else a single Arrow file.
+    ``workers`` processes extract and encode; with 0 or 1 this process does it all.
     ``report`` names a file for what was left out.
     """
 
@@ -42,6 +51,10 @@ class CompileJob:
     legacy_polygons: bool = False
     workers: int = 1
     report: Path | None = None
+    normalized: bool = False
+    height: int = DEFAULT_HEIGHT
+    shard_format: ShardFormat | None = None
+    shard_size: int = 256 << 20
 
     @property
     def line_type(self) -> LineType:
@@ -81,30 +94,8 @@ class CompileSummary:
     output: Path
     bytes: int
     seconds: float
-
-
-@dataclass
-class _Tally:
-    sources: int = 0
-    pages: int = 0
-    lines: int = 0
-    skipped: Counter[SkipReason] = field(default_factory=Counter)
-    examples: dict[SkipReason, Skip] = field(default_factory=dict)
-    causes: Counter[SkipReason] = field(default_factory=Counter)
-    """Why sources gave no line at all: one reason a source."""
-    cause_examples: dict[SkipReason, Skip] = field(default_factory=dict)
-
-    def add(self, page: PackedPage) -> None:
-        self.sources += 1
-        self.pages += bool(page.lines)
-        self.lines += len(page.lines)
-        for skip in page.skips:
-            self.skipped[skip.reason] += 1
-            self.examples.setdefault(skip.reason, skip)
-        if page.skips and not page.lines:
-            cause = _cause(page.skips)
-            self.causes[cause.reason] += 1
-            self.cause_examples.setdefault(cause.reason, cause)
+    shards: int = 0
+    reused: int = 0
 
 
 def compile_dataset(
@@ -124,26 +115,29 @@ def compile_dataset(
         RunError: a worker was killed, or a disk is full.
     """
     started = time.monotonic()
-    _check_paths(job)
-    tally = _Tally()
+    check_sources(job)
+    check_output(job.output, replaces=MAGIC)
+    tally = Tally()
     writer = ArrowWriter(
         job.output,
         line_type=job.line_type,
         legacy_polygons=job.legacy_polygons,
         recordbatch_size=job.recordbatch_size,
+        height=job.height,
+        normalized=job.normalized,
     )
     with SkipReport(job.report) as report:
-        with writer, closing(_packed_pages(job, read)) as pages:
+        with writer, closing(packed_pages(job, job.sources, read)) as pages:
             for page in pages:
                 for line in page.lines:
                     writer.add(line)
                 report.add(page.skips)
-                tally.add(page)
+                tally.add(len(page.lines), page.skips)
                 if on_page is not None:
                     on_page(_progress(job, tally))
             if not tally.lines:
                 report.commit()
-                raise _nothing_usable(job, tally)
+                raise nothing_usable(tally, job.sources)
         report.commit()
     return CompileSummary(
         sources=tally.sources,
@@ -159,35 +153,63 @@ def compile_dataset(
     )
 
 
-def _packed_pages(job: CompileJob, read: LineReader) -> Generator[PackedPage, None, None]:
-    """Every source's page in order. Raises RunError where a worker was killed."""
+def packed_pages(
+    job: CompileJob,
+    sources: Sequence[Path],
+    read: LineReader,
+    *,
+    digest_settings: bytes | None = None,
+    known: Path | None = None,
+) -> Generator[PackedPage, None, None]:
+    """The pages of ``sources`` in order; see PackTask. Raises RunError where a worker was killed."""
+    tasks = pack_tasks(job, sources, read, digest_settings=digest_settings, known=known)
+    yield from in_workers(pack, tasks, job)
+
+
+def in_workers(
+    function: Callable[[PackTask], list[Result]], tasks: Iterable[PackTask], job: CompileJob
+) -> Generator[Result, None, None]:
+    """What ``function`` makes of each source, in order. Raises RunError where a worker was killed."""
     try:
-        with closing(map_ordered(pack, _tasks(job, read), workers=job.workers)) as results:
-            for pages in results:
-                yield from pages
+        with closing(map_ordered(function, tasks, workers=job.workers)) as results:
+            for of_task in results:
+                yield from of_task
     except WorkerDied as error:
         suspects = [source for task in error.suspects for source in task.sources]
         raise RunError(
             "A worker ended without a result, most likely killed for want of memory, at "
-            f"{_enumerate(suspects)}; use fewer --workers or give the job more memory."
+            f"{enumerate_sources(suspects)}; use fewer --workers or give the job more memory."
         ) from error
 
 
-def _tasks(job: CompileJob, read: LineReader) -> Iterator[PackTask]:
+def pack_tasks(
+    job: CompileJob,
+    sources: Sequence[Path],
+    read: LineReader,
+    *,
+    digest_settings: bytes | None = None,
+    known: Path | None = None,
+) -> Iterator[PackTask]:
+    """``sources`` cut into tasks for workers."""
     size = PAIRS_A_TASK if job.format_type == "path" and job.workers > 1 else 1
-    for start in range(0, len(job.sources), size):
+    for start in range(0, len(sources), size):
         yield PackTask(
-            sources=job.sources[start : start + size],
+            sources=sources[start : start + size],
             format_type=job.format_type,
+            line_type=job.line_type,
             linetype=job.linetype,
             legacy_polygons=job.legacy_polygons,
             skip_empty_lines=job.skip_empty_lines,
+            height=job.height,
+            normalized=job.normalized,
+            digest_settings=digest_settings,
+            known=known,
             read=read,
         )
 
 
-def _check_paths(job: CompileJob) -> None:
-    """Raises InputError for outputs that would destroy the ground truth or each other."""
+def check_sources(job: CompileJob) -> None:
+    """Raises InputError without sources, and for outputs that would destroy them or each other."""
     if not job.sources:
         raise InputError(
             "There is no ground truth to compile; name files, or a file that lists them with -F."
@@ -198,50 +220,11 @@ def _check_paths(job: CompileJob) -> None:
         for source in job.sources:
             if source.name == path.name and path.exists() and source.exists() and source.samefile(path):
                 raise InputError(f"{option} {path} is one of the ground truth files; choose another name.")
-    check_output(job.output, replaces=MAGIC)
     if job.report is not None and job.report.resolve() == job.output.resolve():
         raise InputError(f"--report and -o are both {job.output}; choose two names.")
 
 
-def _progress(job: CompileJob, tally: _Tally) -> CompileProgress:
+def _progress(job: CompileJob, tally: Tally) -> CompileProgress:
     return CompileProgress(
         pages=tally.sources, total=len(job.sources), lines=tally.lines, skipped=tally.skipped.total()
     )
-
-
-def _cause(skips: Sequence[Skip]) -> Skip:
-    """The skip that best says why a source gave nothing: of the source itself, or of most of its lines."""
-    whole = next((skip for skip in skips if skip.line_id is None), None)
-    if whole is not None:
-        return whole
-    commonest, _ = Counter(skip.reason for skip in skips).most_common(1)[0]
-    return next(skip for skip in skips if skip.reason is commonest)
-
-
-def _nothing_usable(job: CompileJob, tally: _Tally) -> InputError:
-    """The error that says why, by the commonest reason and the first file it befell."""
-    if not tally.causes:
-        return InputError(
-            f"Nothing to compile: there are no lines in {_enumerate(job.sources)}; give others."
-        )
-    reason, count = tally.causes.most_common(1)[0]
-    example = tally.cause_examples[reason]
-    detail = example.detail.rstrip(".")
-    if str(example.source) not in detail:
-        where = (
-            f"{example.source}" if example.line_id is None else f"line {example.line_id} of {example.source}"
-        )
-        detail = f"{where}: {detail}"
-    remedy = "; --keep-empty-lines keeps lines without text" if reason is SkipReason.EMPTY_TEXT else ""
-    if len(job.sources) == 1:
-        return InputError(f"Nothing to compile ({reason}): {detail}{remedy}.")
-    return InputError(
-        f"Nothing to compile in {len(job.sources)} files, {count} of them for {reason}: "
-        f"such as {detail}{remedy}."
-    )
-
-
-def _enumerate(sources: Sequence[Path]) -> str:
-    if len(sources) <= 3:
-        return ", ".join(map(str, sources))
-    return f"{sources[0]} and {len(sources) - 1} more files"

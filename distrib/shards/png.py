@@ -16,6 +16,11 @@ COMPRESS_LEVEL: Final = 1
 files 3 to 13 % larger (120 grey print lines: 2.9 against 8.8 ms and 57 against 50 kB a line; 59 colour
 manuscript lines: 8.4 against 27.6 ms and 141 against 130 kB)."""
 
+_RUNS: Final = zlib.Z_RLE
+"""zlib strategy for grey and bitonal lines. Matches further away than a run pay only for colour: without
+them 150 normalised print lines take 3.2 instead of 3.9 ms to encode, 1.27 instead of 1.41 ms to decode and
+51 instead of 59 kB a line, 250 bitonal ones 3.1 instead of 3.9 kB; 60 colour ones would grow by 15 %."""
+
 HEADER_BYTES: Final = 24
 """Signature, then the IHDR chunk's length, name, width and height."""
 
@@ -41,7 +46,8 @@ UNREADABLE_IMAGE: Final = (
 def encode_png(image: Image.Image) -> bytes:
     """PNG of an image of mode ``1``, ``L`` or ``RGB``."""
     target = io.BytesIO()
-    image.save(target, format="PNG", compress_level=COMPRESS_LEVEL)
+    strategy = zlib.Z_DEFAULT_STRATEGY if image.mode == "RGB" else _RUNS
+    image.save(target, format="PNG", compress_level=COMPRESS_LEVEL, compress_type=strategy)
     return target.getvalue()
 
 

@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from distrib.errors import InputError
 from distrib.ground_truth.network_input import NetworkInput
 from distrib.ground_truth.text import TextPipeline
 from distrib.shards.png import UNREADABLE_IMAGE
-from distrib.stream.lines import LineCollection
+from distrib.shards.storage import UnreadableLine
+from distrib.stream.line_cache import LineCache
+from distrib.stream.lines import LineCollection, Record
 
-UNREADABLE = (InputError, *UNREADABLE_IMAGE)
-"""What reading a damaged line raises: a broken record of a data set, or Pillow's errors."""
+UNREADABLE = (UnreadableLine, *UNREADABLE_IMAGE)
+"""What reading a damaged line raises: a shard that is missing, cut or changed, or Pillow's errors."""
 
 Encode = Callable[[str], Sequence[int]]
 """Text to labels; characters without a label contribute none."""
@@ -62,15 +63,32 @@ class LineBatch(NamedTuple):
         )
 
 
+class StepBatch(NamedTuple):
+    """What one process has of a global step: micro-batches, some of them possibly without a line.
+
+    ``step`` counts in its epoch, ``number`` over the whole run; ``last`` is true for an epoch's last step.
+    """
+
+    micro_batches: list[LineBatch]
+    epoch: int
+    step: int
+    number: int
+    last: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchReader:
-    """Reads batches of a collection; cheap to send to worker processes."""
+    """Reads batches of a collection; cheap to send to worker processes.
+
+    ``cache`` keeps the network input of raw lines, so that no line is straightened and scaled twice.
+    """
 
     collection: LineCollection
     network_input: NetworkInput
     text_pipeline: TextPipeline
     encode: Encode
     steps_needed: Callable[[Sequence[int]], int]
+    cache: LineCache | None = None
 
     def __call__(self, lines: npt.NDArray[np.int64]) -> LineBatch:
         """The batch of the given line numbers; a line that cannot be decoded is left out and named."""
@@ -78,7 +96,7 @@ class BatchReader:
         for line in lines:
             try:
                 record = self.collection.record(int(line))
-                images.append(self.network_input(record.image()))
+                images.append(self._image(record))
             except UNREADABLE as error:
                 bad.append(BadLine(int(line), f"unreadable: {error}"))
                 continue
@@ -95,6 +113,20 @@ class BatchReader:
             texts=texts,
             bad=bad,
         )
+
+    def _image(self, record: Record) -> npt.NDArray[np.uint8]:
+        """The network input (C, H, W) of a line."""
+        if record.normalized_height or self.cache is None:
+            return self.network_input(
+                record.image(),
+                normalized_height=record.normalized_height,
+                bitonal_source=record.bitonal_source,
+            )
+        cached = self.cache.get(record.fingerprint)
+        if cached is None:
+            cached = self.network_input(record.image())
+            self.cache.put(record.fingerprint, cached)
+        return cached
 
 
 def _pad(images: Sequence[npt.NDArray[np.uint8]]) -> torch.Tensor:

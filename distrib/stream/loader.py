@@ -1,116 +1,190 @@
-"""Handing over the batches of a plan, read ahead by worker processes, with a position to resume from."""
+"""Handing over the steps of a plan, read ahead by worker processes, with a position to resume from."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from functools import cached_property
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distrib.errors import InputError, RunError
-from distrib.stream.batches import BatchReader, LineBatch
-from distrib.stream.plan import Batch, epoch_plan, sequential_plan
+from distrib.stream.batches import BatchReader, LineBatch, StepBatch
+from distrib.stream.micro_batches import split_step
+from distrib.stream.plan import EpochPlan, PlanSettings, describe_difference, sequential_plan
 
 _PREFETCH = 4
+"""Micro-batches that each worker has ready or under way; more would only hold memory."""
+
+Lines = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which part of each global step a process gets, and how much of it at once.
+
+    ``lines`` and ``pixels`` (padding included) bound a micro-batch; 0 is no bound.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    lines: int = 1
+    pixels: int = 0
 
 
 class TrainingLoader:
-    """The batches of one epoch after the other; iterating once yields what is left of the current epoch.
+    """One process's part of the steps of one epoch after the other; iterating yields what is left of one.
 
-    Its state is (epoch, step, fingerprint of data and settings): batches *handed over*, not prefetched.
+    The steps are the same for every number of processes and workers. The state is (epoch, step, number of
+    steps handed over in all, facts that decide the order): steps *handed over*, not read ahead.
+
+    ``lines`` (N,) are the line numbers to train on in ascending order and ``shard_sizes`` how many of them
+    each shard holds; ``widths`` (N,) are theirs as network input. ``on_shards`` is told which shards come
+    next. ``facts`` name what the order depends on besides.
     """
 
     def __init__(
         self,
         reader: BatchReader,
         *,
-        lines: npt.NDArray[np.int64],
+        lines: Lines,
         widths: npt.NDArray[np.int32],
-        batch_size: int,
+        shard_sizes: npt.NDArray[np.int64],
+        settings: PlanSettings,
         seed: int,
+        share: Share,
         workers: int,
+        facts: dict[str, Any],
         pin_memory: bool = False,
+        on_shards: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
-        self._lines, self._widths = lines, widths
-        self._batch_size, self._seed = batch_size, seed
-        self._epoch, self._step = 0, 0
-        self._batches = _BatchList()
+        self._lines, self._widths, self._shard_sizes = lines, widths, shard_sizes
+        self._settings, self._seed, self._share = settings, seed, share
+        self._on_shards = on_shards
+        self._epoch, self._step, self._number = 0, 0, 0
+        self.facts = facts
+        self.plan = lru_cache(maxsize=2)(self._make_plan)
+        self._queue = _Queue()
         self._loader = _data_loader(
-            reader, self._batches, workers=workers, pin_memory=pin_memory, persistent=True
+            reader, self._queue, workers=workers, pin_memory=pin_memory, persistent=True
         )
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
-        return -(-self._lines.size // self._batch_size)
+        """Steps of the current epoch, those done included."""
+        return self.plan(self._epoch).steps
 
-    def __iter__(self) -> Iterator[LineBatch]:
-        plan = self.plan(self._epoch)
-        self._batches.batches = [self._lines[batch] for batch in plan[self._step :]]
-        for batch in _delivered(self._loader):
-            self._step += 1
-            if self._step == len(plan):
-                self._epoch, self._step = self._epoch + 1, 0
-            yield batch
+    @property
+    def number(self) -> int:
+        """Steps handed over since the run began."""
+        return self._number
 
-    def plan(self, epoch: int) -> list[Batch]:
-        """The plan of an epoch in positions into this loader's lines."""
-        return epoch_plan(self._widths, batch_size=self._batch_size, seed=self._seed, epoch=epoch)
+    @property
+    def varies(self) -> bool:
+        """Whether epochs differ in their number of steps."""
+        return self._settings.global_lines == 0
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """A digest of everything that decides the order: lines, widths, batch size, seed."""
-        digest = hashlib.blake2b(digest_size=8)
-        digest.update(self._lines.tobytes())
-        digest.update(self._widths.tobytes())
-        digest.update(np.asarray([self._batch_size, self._seed]).tobytes())
-        return digest.hexdigest()
+    def __iter__(self) -> Iterator[StepBatch]:
+        epoch, start = self._epoch, self._step
+        plan = self.plan(epoch)
+        parts: deque[int] = deque()
+        self._queue.items = self._micro_batches(plan, start, parts)
+        delivered = _delivered(self._loader)
+        for step in range(start, plan.steps):
+            # The count of a step's micro-batches is known once the first of them was asked for.
+            first = next(delivered)
+            micro_batches = [first, *(next(delivered) for _ in range(parts.popleft() - 1))]
+            self._step, self._number = step + 1, self._number + 1
+            last = step + 1 == plan.steps
+            if last:
+                self._epoch, self._step = epoch + 1, 0
+            yield StepBatch(
+                micro_batches=micro_batches, epoch=epoch, step=step, number=self._number - 1, last=last
+            )
+        # Lets the workers come to rest before the next epoch.
+        next(delivered, None)
+
+    def _make_plan(self, epoch: int) -> EpochPlan:
+        return EpochPlan(
+            self._shard_sizes, self._widths, settings=self._settings, seed=self._seed, epoch=epoch
+        )
+
+    def _micro_batches(self, plan: EpochPlan, start: int, parts: deque[int]) -> Iterator[Lines]:
+        """The line numbers of this process's micro-batches; how many each step has goes to ``parts``."""
+        announced: tuple[int, ...] = ()
+        for step, batch in enumerate(plan.batches(start), start=start):
+            shards = tuple(plan.window_shards(step))
+            if self._on_shards is not None and shards != announced:
+                self._on_shards(shards)
+                announced = shards
+            slices = split_step(
+                self._widths[batch],
+                world_size=self._share.world_size,
+                max_lines=self._share.lines,
+                max_pixels=self._share.pixels,
+                height=self._settings.height,
+            )[self._share.rank]
+            parts.append(len(slices))
+            for positions in slices:
+                yield self._lines[batch[positions]]
 
     def refuse_other(self, state: dict[str, Any]) -> None:
         """Raise InputError where data or batch settings are not those of a saved state."""
-        if state["fingerprint"] != self.fingerprint:
+        difference = describe_difference(state["facts"], self.facts)
+        if difference is not None:
             raise InputError(
-                "The checkpoint was written with other training data, --batch-size, --partition or --seed; "
-                "resume with those it was written with, or start anew with `--load`."
+                f"The checkpoint was written with other settings: {difference}; resume with those it was "
+                "written with, or add --resume-anyway to go on with these from the start of an epoch."
             )
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands."""
-        return {"epoch": self._epoch, "step": self._step, "fingerprint": self.fingerprint}
+        return {"epoch": self._epoch, "step": self._step, "number": self._number, "facts": self.facts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position. Raises InputError where data or batch settings are not those saved."""
-        self.refuse_other(state)
+        """Go to a saved position; with changed facts, to the start of the epoch after it."""
         self._epoch, self._step = int(state["epoch"]), int(state["step"])
+        self._number = int(state["number"])
+        if self.begins_anew(state):
+            self._epoch, self._step = self._epoch + 1, 0
+
+    def begins_anew(self, state: dict[str, Any]) -> bool:
+        """Whether the rest of a saved state's epoch does not exist under today's facts."""
+        return int(state["step"]) > 0 and describe_difference(state["facts"], self.facts) is not None
 
 
 class EvaluationLoader:
-    """All chosen lines once, in batches of similar width."""
+    """All chosen lines once over all processes, in batches of similar width, equally many everywhere."""
 
     def __init__(
         self,
         reader: BatchReader,
         *,
-        lines: npt.NDArray[np.int64],
+        lines: Lines,
         widths: npt.NDArray[np.int32],
-        batch_size: int,
+        share: Share,
         workers: int,
         pin_memory: bool = False,
     ) -> None:
-        plan = sequential_plan(widths, batch_size=batch_size)
-        self._batches = _BatchList([lines[batch] for batch in plan])
+        plan = sequential_plan(widths, batch_size=share.lines)
+        rounds = -(-len(plan) // share.world_size)
+        mine = [lines[batch] for batch in plan[share.rank :: share.world_size]]
+        mine += [np.empty(0, dtype=np.int64)] * (rounds - len(mine))
+        self._batches = mine
+        self._queue = _Queue()
         self._loader = _data_loader(
-            reader, self._batches, workers=workers, pin_memory=pin_memory, persistent=False
+            reader, self._queue, workers=workers, pin_memory=pin_memory, persistent=False
         )
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[LineBatch]:
+        self._queue.items = iter(self._batches)
         return _delivered(self._loader)
 
 
@@ -127,17 +201,14 @@ def _delivered(loader: DataLoader[LineBatch]) -> Iterator[LineBatch]:
         ) from error
 
 
-class _BatchList(torch.utils.data.Sampler[Batch]):
-    """The batch sampler of a DataLoader whose workers live on: its list changes between epochs."""
+class _Queue(Sampler[Lines]):
+    """The batch sampler of a DataLoader whose workers live on: what it yields changes between epochs."""
 
-    def __init__(self, batches: list[Batch] | None = None) -> None:
-        self.batches: list[Batch] = batches or []
+    def __init__(self) -> None:
+        self.items: Iterator[Lines] = iter(())
 
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
+    def __iter__(self) -> Iterator[Lines]:
+        return self.items
 
 
 class _BatchDataset(Dataset[LineBatch]):
@@ -146,18 +217,18 @@ class _BatchDataset(Dataset[LineBatch]):
     def __init__(self, reader: BatchReader) -> None:
         self._reader = reader
 
-    def __getitem__(self, lines: Batch) -> LineBatch:
+    def __getitem__(self, lines: Lines) -> LineBatch:
         return self._reader(lines)
 
 
 def _data_loader(
-    reader: BatchReader, batches: _BatchList, *, workers: int, pin_memory: bool, persistent: bool
+    reader: BatchReader, queue: _Queue, *, workers: int, pin_memory: bool, persistent: bool
 ) -> DataLoader[LineBatch]:
     # The sampler yields whole batches as single items: batch_size None switches torch's collation off.
     return DataLoader(
         _BatchDataset(reader),
         batch_size=None,
-        sampler=batches,
+        sampler=queue,
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=persistent and workers > 0,

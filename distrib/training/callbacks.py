@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
 
 from distrib.runtime.checkpoints import LAST, STATE_KEY, checkpoint_name, model_state, prune_checkpoints
@@ -22,7 +21,8 @@ _KEEP = 10
 class Bookkeeping(Callback):
     """After each validation: metrics on record, checkpoints in the run directory, stopping decided.
 
-    ``last.ckpt`` is the newest state, ``checkpoint_<epoch>-<score>.ckpt`` the best ten.
+    ``last.ckpt`` is the newest state, ``checkpoint_<epoch>-<score>.ckpt`` the best ten. Every process
+    comes to the same decisions from the same sums; rank zero alone writes.
     """
 
     def __init__(self, directory: Path, *, stopping: EarlyStopping | None, stream: TrainingLoader) -> None:
@@ -30,7 +30,6 @@ class Bookkeeping(Callback):
         self.stopping = stopping
         self._stream = stream
         self._score = float("-inf")
-        self._random: dict[str, Any] | None = None
         self._started = time.time()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -45,46 +44,40 @@ class Bookkeeping(Callback):
         self._score = counts.accuracy
         scores = {"val_accuracy": counts.accuracy, "val_word_accuracy": counts.word_accuracy}
         pl_module.model.metrics.append([trainer.current_epoch, scores])
-        self._record(trainer, {**scores, "train_loss": pl_module.mean_loss})
         if self.stopping:
             # A validation inside an epoch has not completed it.
             done = trainer.current_epoch + int(trainer.is_last_batch)
             trainer.should_stop = self.stopping.update(counts.accuracy, epochs_done=done)
+        if trainer.is_global_zero:
+            self._record(trainer, {**scores, "train_loss": pl_module.mean_loss})
         trainer.save_checkpoint(self.directory / checkpoint_name(trainer.current_epoch, self._score))
         trainer.save_checkpoint(self.directory / LAST)
-        prune_checkpoints(self.directory, keep=_KEEP)
+        if trainer.is_global_zero:
+            prune_checkpoints(self.directory, keep=_KEEP)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add model description, score, stopping counters, stream and random state to Lightning's state."""
+        """Add model description, score, stopping counters and stream to Lightning's state."""
         assert isinstance(pl_module, RecognitionModule)
-        random = {"torch": torch.get_rng_state()}
-        if pl_module.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(pl_module.device)
         checkpoint[STATE_KEY] = {
             "model": model_state(pl_module.model),
             "score": self._score,
             "stopping": self.stopping.state_dict() if self.stopping else None,
             "stream": self._stream.state_dict(),
-            "random": random,
         }
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Continue counters and random state where the checkpoint left them."""
+        """Continue counters where the checkpoint left them."""
         state = checkpoint[STATE_KEY]
         if self.stopping and state["stopping"]:
             self.stopping.load_state_dict(state["stopping"])
-        self._random = state["random"]
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Continue the random state: late, since setting up draws from it."""
-        if self._random is not None:
-            torch.set_rng_state(self._random["torch"])
-            if "cuda" in self._random and pl_module.device.type == "cuda":
-                torch.cuda.set_rng_state(self._random["cuda"], pl_module.device)
+        if self._stream.begins_anew(state["stream"]):
+            # The loader starts an epoch, and Lightning must not wait for the rest of the broken one.
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            progress["current"] = dict.fromkeys(progress["current"], 0)
 
     def _record(self, trainer: pl.Trainer, scores: dict[str, float]) -> None:
         row = {"time": round(time.time() - self._started, 3), "epoch": trainer.current_epoch}

@@ -13,8 +13,9 @@ from distrib.model.ctc import required_steps
 from distrib.model.weights import RecognitionModel
 from distrib.runtime.devices import autocast_of, check_precision, full_precision_dtype, torch_device
 from distrib.stream.batches import BadLine, BatchReader, LineBatch
-from distrib.stream.lines import LineCollection, input_widths
-from distrib.stream.loader import EvaluationLoader
+from distrib.stream.lines import LineCollection
+from distrib.stream.loader import EvaluationLoader, Share
+from distrib.stream.widths import input_widths
 from distrib.training.breakdown import FileErrors, LineErrors, WorstLines
 from distrib.training.decoding import recognize
 from distrib.training.metrics import ErrorCounts
@@ -69,8 +70,8 @@ def evaluate(
             steps_needed=required_steps,
         ),
         lines=lines,
-        widths=input_widths(collection, network_input),
-        batch_size=options.batch_size,
+        widths=input_widths(collection, network_input).columns,
+        share=Share(lines=options.batch_size),
         workers=globals_.num_workers,
         pin_memory=device.startswith("cuda"),
     )

@@ -13,7 +13,9 @@ from distrib.errors import InputError
 from distrib.ground_truth.network_input import NetworkInput
 from distrib.model.codec import Codec
 from distrib.model.coreml import refuse_unfit
+from distrib.model.grammar import parse_spec
 from distrib.model.resize import ResizeMode, resize_output
+from distrib.model.shapes import input_shape
 from distrib.model.vgsl import VGSLNetwork, recognition_spec
 from distrib.model.weights import RecognitionModel, SegType, load_weights
 from distrib.runtime.checkpoints import is_checkpoint, load_checkpoint, model_from_checkpoint
@@ -64,6 +66,21 @@ def network_input_of(model: RecognitionModel, *, padding: int) -> NetworkInput:
         pad=padding,
         centerline=model.seg_type == "bbox" and channels == 1,
     )
+
+
+def input_height(options: Train) -> int:
+    """The height that lines can be normalised to once for the network that the options lead to.
+
+    0 where its input is not a grey line of fixed height, or the network is that of a checkpoint to resume.
+    """
+    if options.resume is not None:
+        return 0
+    if options.load is not None:
+        _, channels, height, width = load_model(options.load).network.input_shape
+    else:
+        shape = input_shape(parse_spec(recognition_spec(options.spec, 2)))
+        channels, height, width = shape.channels, shape.height, shape.width
+    return height if channels == 1 and width == 0 else 0
 
 
 def new_model(options: Train, training: LineCollection, codec: Codec) -> RecognitionModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,19 +12,12 @@ import numpy.typing as npt
 
 from distrib.config.sections import Test, Train
 from distrib.errors import InputError
-from distrib.ground_truth.network_input import NetworkInput
 from distrib.ground_truth.text import TextPipeline
 from distrib.model.codec import Codec
-from distrib.model.ctc import required_steps
-from distrib.model.weights import RecognitionModel
-from distrib.stream.batches import UNREADABLE
 from distrib.stream.lines import SPLIT_CODES, LineCollection
 from distrib.stream.partition import training_mask
 
 Lines = npt.NDArray[np.int64]
-
-_ESTIMATE_MARGIN = 3.0
-"""How many times the estimated width of a straightened line may exceed its true one, with room to spare."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +29,6 @@ class LineSets:
     validation: LineCollection
     validation_lines: Lines
     origin: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Survey:
-    """What the texts of some lines hold: character counts, and the lines without any text."""
-
-    alphabet: Counter[str]
-    empty: Lines
 
 
 def split_lines(
@@ -109,60 +93,6 @@ def text_pipeline(options: Train | Test) -> TextPipeline:
         reorder=options.bidi_reordering,
         base_dir=options.base_dir,
     )
-
-
-def survey(collection: LineCollection, lines: Lines, pipeline: TextPipeline) -> Survey:
-    """Count the characters of the chosen lines, as normalised."""
-    wanted = np.zeros(len(collection), dtype=bool)
-    wanted[lines] = True
-    alphabet: Counter[str] = Counter()
-    empty = []
-    for line, (text, base_dir) in enumerate(collection.texts()):
-        if wanted[line]:
-            normalised = pipeline(text, base_dir)
-            alphabet.update(normalised)
-            if not normalised:
-                empty.append(line)
-    return Survey(alphabet=alphabet, empty=np.asarray(empty, dtype=np.int64))
-
-
-def too_narrow(
-    collection: LineCollection,
-    lines: Lines,
-    widths: npt.NDArray[np.int32],
-    pipeline: TextPipeline,
-    model: RecognitionModel,
-    network_input: NetworkInput,
-) -> Lines:
-    """Those of ``lines`` whose labels CTC cannot align with the output steps the network has for them.
-
-    ``widths`` (N,) are theirs as network input. Where straightening makes them estimates, lines that are
-    near the limit are straightened to be sure.
-    """
-    steps = model.network.output_width(widths.astype(np.int64))
-    available = dict(zip(lines.tolist(), steps.tolist(), strict=True))
-    margin = _ESTIMATE_MARGIN if network_input.follows_centerline else 1.0
-    narrow = []
-    for line, (text, base_dir) in enumerate(collection.texts()):
-        if line not in available:
-            continue
-        needed = max(required_steps(model.codec.encode(pipeline(text, base_dir))), 1)
-        if needed * margin <= available[line]:
-            continue
-        if margin == 1.0 or needed > _measured_steps(collection, line, model, network_input):
-            narrow.append(line)
-    return np.asarray(narrow, dtype=np.int64)
-
-
-def _measured_steps(
-    collection: LineCollection, line: int, model: RecognitionModel, network_input: NetworkInput
-) -> int:
-    """The output steps of a line, from its image. An unreadable one has enough: reading it will tell."""
-    try:
-        image = collection.record(line).image()
-    except UNREADABLE:
-        return sys.maxsize
-    return int(model.network.output_width(network_input(image).shape[2]))
 
 
 def describe_alphabet(counts: Counter[str], *, limit: int = 60) -> str:

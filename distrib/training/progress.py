@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from distrib.stream.batches import LineBatch
+from distrib.stream.batches import StepBatch
 from distrib.training.recognition import RecognitionModule
 
 _BAR_INTERVAL = 0.3
@@ -45,15 +45,15 @@ class TrainingProgress(Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: Any,
-        batch: LineBatch,
+        batch: StepBatch,
         batch_idx: int,
     ) -> None:
         """Move on by one batch."""
         now = time.monotonic()
         self._seconds += now - self._step_started
         self._step_started = now
-        self._lines += len(batch.lines)
         assert isinstance(pl_module, RecognitionModule)
+        self._lines += 0 if pl_module.facts is None else pl_module.facts.lines
         # Reading the loss waits for the device: only as often as somebody can look.
         if now - self._last_shown < (_BAR_INTERVAL if self._bar is not None else _PLAIN_INTERVAL):
             return

@@ -1,16 +1,23 @@
-"""Recognition training as a Lightning module: CTC loss, greedy decoding, character accuracy."""
+"""Recognition training as a Lightning module: CTC loss over whole global steps, greedy decoding, accuracy."""
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 
 from distrib.config.sections import Train
 from distrib.errors import RunError
 from distrib.model.weights import RecognitionModel
-from distrib.stream.batches import BadLine, LineBatch
+from distrib.runtime.processes import Processes
+from distrib.stream.batches import BadLine, LineBatch, StepBatch
 from distrib.training.decoding import ctc_losses, dtype_of, network_values, recognize
 from distrib.training.metrics import ErrorCounts
 from distrib.training.optimization import make_optimizer
@@ -18,15 +25,38 @@ from distrib.training.optimization import make_optimizer
 BadLines = dict[tuple[Literal["training", "validation"], int], str]
 """Why a line of a collection could not be used, each line once however many epochs met it."""
 
+_FEW_LINES = 200
+"""A share of unusable lines means something from this many lines on; before, only the epoch's end counts."""
 
-class RecognitionModule(pl.LightningModule):
-    """Trains the network of ``model``.
 
-    ``validation`` holds the error counts of the last validation, ``mean_loss`` the loss since it began.
+@dataclass(frozen=True, kw_only=True)
+class StepFacts:
+    """A global step over all processes: lines trained on, unusable ones, columns with and without padding.
+
+    ``loss`` is the mean over its lines, on the device; ``used`` and ``unused`` are this process's lines.
     """
 
-    def __init__(self, model: RecognitionModel, options: Train) -> None:
+    lines: int
+    bad: int
+    columns: int
+    padded_columns: int
+    loss: torch.Tensor
+    used: list[int]
+    unused: list[int]
+
+
+class RecognitionModule(pl.LightningModule):
+    """Trains the network of ``model``, one global step a ``training_step``.
+
+    A step's gradient is that of the mean loss over all its lines, whichever process holds them and in
+    however many micro-batches. ``facts`` are those of the last step; ``validation`` holds the error counts
+    of the last validation over all processes, ``mean_loss`` the loss since the one before it.
+    """
+
+    def __init__(self, model: RecognitionModel, options: Train, *, processes: Processes, seed: int) -> None:
         super().__init__()
+        # Micro-batches, their sum over processes and steps without any line are ours to arrange.
+        self.automatic_optimization = False
         self.model = model
         self.options = options
         # Weights files are read for inference; Lightning leaves that mode as it is.
@@ -34,20 +64,54 @@ class RecognitionModule(pl.LightningModule):
         self.validation = ErrorCounts()
         self.bad_lines: BadLines = {}
         self.mean_loss = float("nan")
+        self.facts: StepFacts | None = None
+        self._processes = processes
+        self._seed = seed
         self._loss_sum: torch.Tensor | float = 0.0
         self._trained = 0
+        self._epoch_bad, self._epoch_lines = 0, 0
 
-    def training_step(self, batch: LineBatch, batch_index: int) -> torch.Tensor | None:
-        """Mean over the batch's lines of the negative log-likelihood of their labels (Graves 2006)."""
-        batch = self._without_narrow(batch)
-        self._note_bad("training", batch)
-        if not len(batch.lines):
-            return None
-        scores, widths = self.network(network_values(batch.images, dtype_of(self.network)), batch.widths)
-        loss = ctc_losses(scores, widths, batch).mean()
-        self._loss_sum = self._loss_sum + loss.detach() * len(batch.lines)
-        self._trained += len(batch.lines)
-        return loss
+    def training_step(self, batch: StepBatch, batch_index: int) -> None:
+        """One optimizer step on the mean over the global step's lines of the negative log-likelihood of
+        their labels (Graves 2006)."""
+        micro_batches = [self._without_narrow(each) for each in batch.micro_batches]
+        for each in micro_batches:
+            self._note_bad("training", each)
+        used = [line for each in micro_batches for line in each.lines.tolist()]
+        unused = [bad.line for each in micro_batches for bad in each.bad]
+        lines, bad, columns, padded = (
+            int(number) for number in self._processes.sum([len(used), len(unused), *_columns(micro_batches)])
+        )
+        loss_sum = torch.zeros((), device=self.device)
+        if lines:
+            # Dropout follows from the step alone: nothing about it has to be kept or replayed.
+            torch.manual_seed(self._step_seed(batch))
+            optimizer: Any = self.optimizers()
+            optimizer.zero_grad()
+            loss_sum = self._gather_gradient([each for each in micro_batches if len(each.lines)], lines)
+            optimizer.step()
+        loss_sum = self._processes.sum_tensor(loss_sum)
+        self._loss_sum = self._loss_sum + loss_sum
+        self._trained += lines
+        self.facts = StepFacts(
+            lines=lines,
+            bad=bad,
+            columns=columns,
+            padded_columns=padded,
+            loss=loss_sum / max(lines, 1),
+            used=used,
+            unused=unused,
+        )
+        self._refuse_rubbish(batch, self.facts)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradient of the whole step, unscaled and summed over processes."""
+        if self.options.gradient_clip_val:
+            self.clip_gradients(
+                optimizer,
+                gradient_clip_val=self.options.gradient_clip_val,
+                gradient_clip_algorithm="norm",
+            )
 
     def on_validation_start(self) -> None:
         """Settle the loss since the last validation.
@@ -55,7 +119,7 @@ class RecognitionModule(pl.LightningModule):
         Raises RunError where it is not finite or nothing was trained on: the model would be worthless.
         """
         if not self._trained:
-            raise RunError("None of the training lines could be read; check the data with `ketos test`.")
+            raise RunError("None of the training lines could be read; check the data with `ketos inspect`.")
         self.mean_loss = self.running_loss()
         self._loss_sum, self._trained = 0.0, 0
         if not torch.isfinite(torch.tensor(self.mean_loss)):
@@ -78,10 +142,15 @@ class RecognitionModule(pl.LightningModule):
         return float(self._loss_sum) / max(self._trained, 1)
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss, character and word accuracy (at most 1), named as kraken names them."""
-        self.log("train_loss", self.mean_loss)
-        self.log("val_accuracy", self.validation.accuracy)
-        self.log("val_word_accuracy", self.validation.word_accuracy)
+        """Sum the errors of all processes; log loss, character and word accuracy (at most 1), named as
+        kraken names them."""
+        counts = self._processes.sum(self.validation.to_vector().tolist())
+        self.validation = ErrorCounts.from_vector(np.asarray(counts, dtype=np.int64))
+        for others in self._processes.gather(self.bad_lines):
+            self.bad_lines |= others
+        self.log("train_loss", self.mean_loss, rank_zero_only=True)
+        self.log("val_accuracy", self.validation.accuracy, rank_zero_only=True)
+        self.log("val_word_accuracy", self.validation.word_accuracy, rank_zero_only=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer that the options name."""
@@ -89,10 +158,66 @@ class RecognitionModule(pl.LightningModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Images and labels go to the device; widths stay, packed sequences want them on the CPU."""
-        return batch._replace(
-            images=batch.images.to(device, non_blocking=True),
-            labels=batch.labels.to(device, non_blocking=True),
-        )
+        if isinstance(batch, StepBatch):
+            return batch._replace(micro_batches=[_on_device(each, device) for each in batch.micro_batches])
+        return _on_device(batch, device)
+
+    def _gather_gradient(self, micro_batches: Sequence[LineBatch], lines: int) -> torch.Tensor:
+        """Backpropagate this process's part of the step's loss; returns its sum over the part's lines.
+
+        Processes send each other gradients once, with the last micro-batch; one without lines takes part
+        with weight zero.
+        """
+        loss_sum = torch.zeros((), device=self.device)
+        # Gradients are averaged over processes, and the mean wanted is that over lines.
+        weight = self._processes.topology.world_size / lines
+        for number, batch in enumerate(micro_batches, start=1):
+            with self._synchronized(number == len(micro_batches)):
+                images = network_values(batch.images, dtype_of(self.network))
+                scores, widths = self.network(images, batch.widths)
+                loss = ctc_losses(scores, widths, batch).sum()
+                self.manual_backward(loss * weight)
+            loss_sum += loss.detach()
+        if not micro_batches:
+            self.manual_backward(self._nothing())
+        return loss_sum
+
+    def _synchronized(self, last: bool) -> AbstractContextManager[Any]:
+        strategy: Any = self.trainer.strategy
+        if last or not self._processes.several:
+            return nullcontext()
+        context: AbstractContextManager[Any] = strategy.block_backward_sync()
+        return context
+
+    def _nothing(self) -> torch.Tensor:
+        """Zero, depending on every parameter."""
+        _, channels, height, _ = self.network.input_shape
+        width = 8
+        while int(self.network.output_width(width)) < 1:
+            width *= 2
+        blank = torch.zeros((1, channels, height or width, width), device=self.device)
+        scores: torch.Tensor = self.network(blank.to(dtype_of(self.network)), torch.tensor([width]))[0]
+        return scores.sum() * 0.0
+
+    def _step_seed(self, batch: StepBatch) -> int:
+        numbers = (self._seed, batch.epoch, batch.step, self._processes.topology.rank)
+        digest = blake2b(struct.pack("<4Q", *numbers), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1
+
+    def _refuse_rubbish(self, batch: StepBatch, facts: StepFacts) -> None:
+        """Raise RunError, at every process, where too many lines of the epoch cannot be used."""
+        if batch.step == 0:
+            self._epoch_bad, self._epoch_lines = 0, 0
+        self._epoch_bad += facts.bad
+        self._epoch_lines += facts.lines + facts.bad
+        seen = self._epoch_lines if batch.last else max(self._epoch_lines, _FEW_LINES)
+        if self._epoch_bad > self.options.max_bad_fraction * seen:
+            example = next(iter(self.bad_lines.values()), "see the other processes")
+            raise RunError(
+                f"{self._epoch_bad} of {self._epoch_lines} lines of this epoch could not be used (such as: "
+                f"{example}); look at the data with `ketos inspect --verify`, or allow more with "
+                "--max-bad-fraction."
+            )
 
     def _without_narrow(self, batch: LineBatch) -> LineBatch:
         """The batch without lines that came out narrower than was estimated, too narrow for their text."""
@@ -104,3 +229,15 @@ class RecognitionModule(pl.LightningModule):
 
     def _note_bad(self, where: Literal["training", "validation"], batch: LineBatch) -> None:
         self.bad_lines |= {(where, bad.line): bad.reason for bad in batch.bad}
+
+
+def _on_device(batch: LineBatch, device: torch.device) -> LineBatch:
+    return batch._replace(
+        images=batch.images.to(device, non_blocking=True), labels=batch.labels.to(device, non_blocking=True)
+    )
+
+
+def _columns(micro_batches: Sequence[LineBatch]) -> tuple[int, int]:
+    """Columns of the lines, and of the batches they are padded to."""
+    real = sum(int(each.widths.sum()) for each in micro_batches)
+    return real, sum(len(each.lines) * each.images.shape[3] for each in micro_batches)

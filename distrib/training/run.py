@@ -10,21 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
 
 from distrib.config.sections import Train, WeightsFormat
 from distrib.errors import RunError
 from distrib.model.weights import save_weights
 from distrib.runtime.checkpoint_io import AtomicCheckpointIO
 from distrib.runtime.checkpoints import LAST, best_checkpoint, load_checkpoint, model_from_checkpoint
+from distrib.runtime.cluster_environment import PlacedEnvironment
 from distrib.runtime.devices import lightning_device
+from distrib.runtime.topology import Topology
+from distrib.training.bad_lines import BadLinesReport
 from distrib.training.callbacks import Bookkeeping
+from distrib.training.ledger_keeping import LedgerKeeping
 from distrib.training.progress import TrainingProgress
 from distrib.training.recognition import BadLines, RecognitionModule
 from distrib.training.setup import PreparedRun
+from distrib.training.step_log import StepLog
 from distrib.training.stopping import EarlyStopping
 
 _EXTENSIONS = {"safetensors": "safetensors", "coreml": "mlmodel"}
+_PEER_GONE = re.compile(
+    r"closed by peer|Connection reset|Connection refused|NCCL|Broken pipe|recvBytes", re.I
+)
 _EXPORT = re.compile(r"best_-?\d+\.\d+\.(safetensors|mlmodel)")
 
 
@@ -39,31 +48,42 @@ class Outcome:
 
 def fit(run: PreparedRun) -> Outcome:
     """Train, validate, keep the best, export it. Raises RunError with a sentence where it cannot go on."""
-    options, directory = run.options, run.options.checkpoint_path
+    options, directory, processes = run.options, run.options.checkpoint_path, run.processes
+    topology = processes.topology
     _quiet_lightning(verbose=run.globals_.verbose > 0)
     stopping = None
     if options.quit == "early":
         stopping = EarlyStopping(lag=options.lag, min_delta=options.min_delta, min_epochs=options.min_epochs)
-    module = RecognitionModule(run.model, options)
+    module = RecognitionModule(run.model, options, processes=processes, seed=run.seed)
     total = options.epochs if options.epochs > 0 else None
     bookkeeping = Bookkeeping(directory, stopping=stopping, stream=run.training)
+    ledger = LedgerKeeping(
+        directory, processes=processes, stream=run.training, lines=run.lines, total=len(run.sets.training)
+    )
+    callbacks: list[Callback] = [ledger, bookkeeping]
+    if topology.first:
+        callbacks += [
+            StepLog(directory),
+            BadLinesReport(directory, run.sets),
+            TrainingProgress(total_epochs=total),
+        ]
     trainer = pl.Trainer(
-        **lightning_device(run.globals_.device),
+        **lightning_device(run.globals_.device, topology),
+        strategy=_strategy(topology),
         precision=run.globals_.precision,
         deterministic=run.globals_.deterministic,
         max_epochs=total or -1,
-        gradient_clip_val=options.gradient_clip_val or None,
-        accumulate_grad_batches=options.accumulate_grad_batches,
-        callbacks=[bookkeeping, TrainingProgress(total_epochs=total)],
-        # One process, whatever the variables of a scheduler around it say.
-        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
-        logger=_logger(options),
+        callbacks=callbacks,
+        # The processes that are there, whatever the variables of a scheduler around them say.
+        plugins=[AtomicCheckpointIO(), PlacedEnvironment(topology)],
+        logger=_logger(options) if topology.first else False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **validation_interval(options.freq, len(run.training), options.accumulate_grad_batches),
+        reload_dataloaders_every_n_epochs=int(run.training.varies),
+        **validation_interval(options.freq, len(run.training)),
     )
     try:
         with warnings.catch_warnings():
@@ -73,7 +93,14 @@ def fit(run: PreparedRun) -> Outcome:
             trainer.fit(module, run.training, run.validation, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # how Lightning ends on Ctrl-C and SIGTERM
         raise _interrupted(directory) from None
-    return export_best(directory, options.weights_format, module.bad_lines)
+    except RuntimeError as error:
+        if not (processes.several and _PEER_GONE.search(str(error))):
+            raise
+        raise RunError(
+            "Another process of this job has ended, its message says why; go on from the last checkpoint "
+            f"with `ketos train --resume {directory}`."
+        ) from error
+    return processes.on_first(lambda: export_best(directory, options.weights_format, module.bad_lines))
 
 
 def export_best(directory: Path, weights_format: WeightsFormat, bad_lines: BadLines) -> Outcome:
@@ -90,16 +117,19 @@ def export_best(directory: Path, weights_format: WeightsFormat, bad_lines: BadLi
     return Outcome(weights=target, score=score, bad_lines=bad_lines)
 
 
-def validation_interval(freq: float, steps: int, accumulate: int) -> dict[str, Any]:
-    """When Lightning validates: every ``freq`` epochs, or 1/``freq`` times an epoch of ``steps`` batches.
-
-    Inside an epoch only after whole accumulation windows: gathered gradients are not in a checkpoint.
-    """
+def validation_interval(freq: float, steps: int) -> dict[str, Any]:
+    """When Lightning validates: every ``freq`` epochs, or 1/``freq`` times an epoch of ``steps`` steps."""
     times = round(1 / freq) if freq < 1 else 1
     if times == 1:
         return {"check_val_every_n_epoch": max(1, int(freq))}
-    windows = max(1, steps // times // accumulate)
-    return {"val_check_interval": min(windows * accumulate, steps)}
+    return {"val_check_interval": max(1, steps // times)}
+
+
+def _strategy(topology: Topology) -> Any:
+    if topology.world_size == 1:
+        return "auto"
+    # The processes have met already, and every parameter has a gradient in every step.
+    return DDPStrategy(gradient_as_bucket_view=True)
 
 
 def _interrupted(directory: Path) -> RunError:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from distrib.config.sections import Globals, Train
 from distrib.errors import InputError
-from distrib.model.ctc import required_steps
+from distrib.ground_truth.network_input import NetworkInput
+from distrib.ground_truth.text import TextPipeline
 from distrib.model.weights import RecognitionModel
 from distrib.runtime.checkpoints import (
     STATE_KEY,
@@ -19,27 +21,24 @@ from distrib.runtime.checkpoints import (
     load_checkpoint,
     model_from_checkpoint,
 )
-from distrib.runtime.devices import torch_device
-from distrib.stream.batches import BatchReader
-from distrib.stream.lines import LineCollection, input_widths
+from distrib.runtime.processes import Processes
+from distrib.stream.lines import LineCollection
 from distrib.stream.loader import EvaluationLoader, TrainingLoader
+from distrib.stream.widths import input_widths
+from distrib.training.loaders import Loaders, fill, plan_settings
 from distrib.training.models import fine_tuned_model, network_input_of, new_model, read_codec
-from distrib.training.preparation import (
-    LineSets,
-    Survey,
-    load_codec,
-    split_lines,
-    survey,
-    text_pipeline,
-    too_narrow,
-)
+from distrib.training.preparation import LineSets, load_codec, split_lines, text_pipeline
+from distrib.training.survey import Survey, label_steps, survey, too_narrow
 
 DEFAULT_SEED = 42
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
-    """What a run trains on, known before its first step."""
+    """What a run trains on, known before its first step.
+
+    ``global_lines`` is 0 where steps are cut by pixels; ``fill`` is real over padded columns, in 0..1.
+    """
 
     training_lines: int
     validation_lines: int
@@ -50,24 +49,48 @@ class Overview:
     narrow: int
     spec: str
     parameters: int
+    global_lines: int
+    steps: int
+    fill: float
+    problems: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRun:
-    """A run that can begin: its options, model, lines and loaders, and the checkpoint it goes on from."""
+    """A run that can begin: its options, model, lines and loaders, and the checkpoint it goes on from.
+
+    ``options`` are those given with what they left open filled in; ``lines`` (N,) are trained on.
+    """
 
     options: Train
     globals_: Globals
+    seed: int
+    processes: Processes
     model: RecognitionModel
     sets: LineSets
+    lines: npt.NDArray[np.int64]
     training: TrainingLoader
     validation: EvaluationLoader
     overview: Overview
     resume_from: Path | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _TrainingLines:
+    """Lines (N,) that can be trained on, their columns (N,), and those too narrow for their text."""
+
+    lines: npt.NDArray[np.int64]
+    columns: npt.NDArray[np.int32]
+    narrow: npt.NDArray[np.int64]
+
+
 def prepare(
-    options: Train, globals_: Globals, training: LineCollection, validation: LineCollection | None
+    options: Train,
+    globals_: Globals,
+    training: LineCollection,
+    validation: LineCollection | None,
+    *,
+    processes: Processes,
 ) -> PreparedRun:
     """Choose lines and make model and loaders. Raises InputError with a sentence where that cannot be."""
     seed = DEFAULT_SEED if globals_.seed is None else globals_.seed
@@ -76,64 +99,83 @@ def prepare(
     pipeline = text_pipeline(options)
     # Without a seed the split is the same in every run of this data, with one it is that seed's.
     sets = split_lines(training, validation, options, 0 if globals_.seed is None else globals_.seed)
-    training_survey = survey(sets.training, sets.training_lines, pipeline)
-    validation_survey = survey(sets.validation, sets.validation_lines, pipeline)
+    surveyed = survey(sets.training, sets.training_lines, pipeline)
+    surveyed_held = survey(sets.validation, sets.validation_lines, pipeline)
     resume_from = None if options.resume is None else checkpoint_to_resume(options.resume)
     checkpoint = None if resume_from is None else load_checkpoint(resume_from)
-    model = _model(options, sets, training_survey, checkpoint)
+    saved = None if checkpoint is None else checkpoint[STATE_KEY]["stream"]
+    model = _model(options, sets, surveyed, checkpoint)
     network_input = network_input_of(model, padding=options.padding)
-    widths = input_widths(sets.training, network_input)
-    lines = np.setdiff1d(sets.training_lines, training_survey.empty)
-    narrow = too_narrow(sets.training, lines, widths[lines], pipeline, model, network_input)
-    lines, held = np.setdiff1d(lines, narrow), np.setdiff1d(sets.validation_lines, validation_survey.empty)
+    chosen = _training_lines(sets.training, surveyed, pipeline, model, network_input)
+    held = np.setdiff1d(sets.validation_lines, surveyed_held.empty, assume_unique=True)
+    if not held.size:
+        raise InputError("The validation lines hold no text at all; give others with -e.")
+    settings = plan_settings(options, network_input, processes, saved)
+    options = replace(options, global_batch_size=settings.global_lines or None)
+    loaders = Loaders(
+        options=options, globals_=globals_, processes=processes, model=model, network_input=network_input
+    )
+    training_loader = loaders.training(sets.training, chosen.lines, chosen.columns, settings, seed)
+    if saved is not None and not options.resume_anyway:
+        training_loader.refuse_other(saved)
+    held_columns = input_widths(sets.validation, network_input).columns[held]
+    return PreparedRun(
+        options=options,
+        globals_=globals_,
+        seed=seed,
+        processes=processes,
+        model=model,
+        sets=sets,
+        lines=chosen.lines,
+        training=training_loader,
+        validation=loaders.evaluation(sets.validation, held, held_columns),
+        overview=Overview(
+            training_lines=chosen.lines.size,
+            validation_lines=held.size,
+            origin=sets.origin,
+            training=surveyed,
+            validation=surveyed_held,
+            unknown=sorted(model.codec.unencodable("".join(surveyed_held.alphabet))),
+            narrow=chosen.narrow.size,
+            spec=model.network.spec,
+            parameters=sum(parameter.numel() for parameter in model.network.parameters()),
+            global_lines=settings.global_lines,
+            steps=len(training_loader),
+            fill=fill(training_loader, chosen.columns, loaders.share, settings),
+            problems=[*sets.training.problems],
+        ),
+        resume_from=resume_from,
+    )
+
+
+def _training_lines(
+    collection: LineCollection,
+    surveyed: Survey,
+    pipeline: TextPipeline,
+    model: RecognitionModel,
+    network_input: NetworkInput,
+) -> _TrainingLines:
+    """The surveyed lines that have a text and are wide enough for it. Raises InputError where none is."""
+    widths = input_widths(collection, network_input)
+    steps = label_steps(surveyed, model.codec, collection, pipeline)
+    with_text = surveyed.lengths > 0
+    lines = surveyed.lines[with_text]
+    narrow = too_narrow(
+        collection,
+        lines,
+        widths.columns[lines],
+        widths.exact[lines],
+        steps[with_text],
+        output_width=model.network.output_width,
+        network_input=network_input,
+    )
+    lines = np.setdiff1d(lines, narrow, assume_unique=True)
     if not lines.size:
         raise InputError(
             f"All {narrow.size} training lines are too narrow for their text under this --spec; lessen its "
             "subsampling (strides and pooling along the width)."
         )
-    if not held.size:
-        raise InputError("The validation lines hold no text at all; give others with -e.")
-    common: dict[str, Any] = {
-        "batch_size": options.batch_size,
-        "workers": globals_.num_workers,
-        "pin_memory": torch_device(globals_.device).startswith("cuda"),
-    }
-
-    def reader(collection: LineCollection) -> BatchReader:
-        return BatchReader(
-            collection=collection,
-            network_input=network_input,
-            text_pipeline=pipeline,
-            encode=model.codec.encode,
-            steps_needed=required_steps,
-        )
-
-    training_loader = TrainingLoader(
-        reader(sets.training), lines=lines, widths=widths[lines], seed=seed, **common
-    )
-    if checkpoint is not None:
-        training_loader.refuse_other(checkpoint[STATE_KEY]["stream"])
-    held_widths = input_widths(sets.validation, network_input)[held]
-    return PreparedRun(
-        options=options,
-        globals_=globals_,
-        model=model,
-        sets=sets,
-        training=training_loader,
-        validation=EvaluationLoader(reader(sets.validation), lines=held, widths=held_widths, **common),
-        overview=Overview(
-            training_lines=lines.size,
-            validation_lines=held.size,
-            origin=sets.origin,
-            training=training_survey,
-            validation=validation_survey,
-            unknown=sorted(model.codec.unencodable("".join(validation_survey.alphabet))),
-            narrow=narrow.size,
-            spec=model.network.spec,
-            parameters=sum(parameter.numel() for parameter in model.network.parameters()),
-        ),
-        resume_from=resume_from,
-    )
+    return _TrainingLines(lines=lines, columns=widths.columns[lines], narrow=narrow)
 
 
 def _model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from distrib.ground_truth.network_input import NetworkInput
+from distrib.ground_truth.network_input import NetworkInput, normalized_line
+from distrib.ground_truth.reader import read_line_images
+from distrib.ground_truth.records import LineImage
 
 
 def grey(width: int, height: int, *, seed: int = 0) -> Image.Image:
@@ -107,3 +110,117 @@ def test_blank_and_tiny_lines_pass(size: tuple[int, int], value: int, centerline
 def test_impossible_settings_are_refused(bad: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"line image|negative"):
         NetworkInput(**({"height": 48} | bad))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    width=st.integers(1, 200),
+    height=st.integers(1, 60),
+    target=st.sampled_from([1, 40, 48]),
+    centerline=st.booleans(),
+    pad=st.sampled_from([0, 16]),
+    mode=st.sampled_from(["1", "L", "RGB"]),
+    one_channel_mode=st.sampled_from([None, "L", "1"]),
+    ink=st.integers(0, 3),
+)
+def test_a_normalised_line_makes_the_same_input_as_its_image(
+    width: int,
+    height: int,
+    target: int,
+    centerline: bool,
+    pad: int,
+    mode: str,
+    one_channel_mode: Literal["1", "L"] | None,
+    ink: int,
+) -> None:
+    """Else a model trained on normalised data would read other lines than the one trained on raw data."""
+    pixels = np.asarray(grey(width, height, seed=ink))
+    image = Image.fromarray(np.where(pixels < 60 * ink, pixels, 255).astype(np.uint8)).convert(mode)
+    # Where grey lines are cut into black and white it happens before scaling, which is not to be had back.
+    if one_channel_mode == "1" and mode != "1":
+        one_channel_mode = "L"
+    transform = NetworkInput(height=target, pad=pad, centerline=centerline, one_channel_mode=one_channel_mode)
+    line = normalized_line(image, height=target, centerline=centerline)
+    assert line.mode == "L"
+    assert line.height == target
+    out = transform(line, normalized_height=target, bitonal_source=mode == "1")
+    assert np.array_equal(out, transform(image))
+    assert out.shape[2] == transform.output_width(*line.size, normalized=True)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("height", [48, 120])
+@pytest.mark.parametrize("data", ["fraktur-lines/*1.png", "arabic-lines/*1.png", "print16-alto/*/*.xml"])
+def test_normalised_real_lines_make_the_same_input(real_data: Path, data: str, height: int) -> None:
+    sources = sorted(real_data.glob(data))[:12]
+    bbox = not data.endswith("xml")
+    items = [
+        item
+        for source in (sources if bbox else sources[:1])
+        for item in read_line_images(
+            source, format_type="path" if bbox else "xml", linetype=None, legacy_polygons=False
+        )
+    ]
+    images = [item.image for item in items if isinstance(item, LineImage)][:12]
+    assert images
+    transform = NetworkInput(height=height, centerline=bbox)
+    for image in images:
+        line = normalized_line(image, height=height, centerline=bbox)
+        assert np.array_equal(transform(line, normalized_height=height), transform(image))
+
+
+def test_a_normalised_line_of_another_height_is_only_scaled() -> None:
+    """It has no more of its image than its own pixels: straightening it again would cut it a second time."""
+    line = normalized_line(grey(300, 50), height=120, centerline=True)
+    out = NetworkInput(height=48, centerline=True)(line, normalized_height=120)
+    scaled = line.resize((int(line.width * 48 / 120), 48), Image.Resampling.LANCZOS)
+    assert np.array_equal(out[0, :, 16:-16], 255 - np.asarray(scaled))
+
+
+def test_a_colour_network_sees_a_normalised_line_in_three_equal_channels() -> None:
+    line = normalized_line(grey(90, 40).convert("RGB"), height=40, centerline=False)
+    out = NetworkInput(height=40, channels=3)(line, normalized_height=40)
+    assert out.shape == (3, 40, 122)
+    assert np.array_equal(out[0], out[1])
+    assert np.array_equal(out[0], out[2])
+
+
+def test_greys_of_scaling_stay_only_where_the_source_was_bitonal() -> None:
+    """A network of black and white lines sees greys at their edges when it scales; grey lines it cuts."""
+    source = grey(200, 100).convert("1")
+    line = normalized_line(source, height=40, centerline=False)
+    transform = NetworkInput(height=40, one_channel_mode="1")
+    assert len(np.unique(transform(line, normalized_height=40, bitonal_source=True))) > 2
+    assert set(np.unique(transform(line, normalized_height=40))) == {0, 255}
+
+
+def test_lines_are_not_normalised_to_no_height() -> None:
+    with pytest.raises(ValueError, match="1 pixel or more"):
+        normalized_line(grey(10, 10), height=0, centerline=False)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 70_000), st.integers(1, 5_000)), max_size=30),
+    target=st.sampled_from([0, 1, 48, 120, 4096]),
+    fixed_width=st.sampled_from([0, 0, 90]),
+    centerline=st.booleans(),
+    normalized=st.booleans(),
+)
+def test_widths_of_many_equal_those_of_one(
+    sizes: list[tuple[int, int]], target: int, fixed_width: int, centerline: bool, normalized: bool
+) -> None:
+    """The plan is made of the many, the batch of the ones."""
+    transform = NetworkInput(height=target, width=fixed_width, centerline=centerline)
+    widths, heights = np.array(sizes, dtype=np.int32).reshape(-1, 2).T
+    expected = [transform.output_width(*size, normalized=normalized) for size in sizes]
+    found = transform.output_widths(widths, heights, normalized=normalized)
+    assert found.dtype == np.int32
+    assert found.tolist() == expected
+    mask = np.full(len(sizes), normalized)
+    assert transform.output_widths(widths, heights, normalized=mask).tolist() == expected
+
+
+def test_widths_of_images_without_pixels_are_zero_and_huge_ones_do_not_wrap() -> None:
+    sizes = np.array([0, 0, 2**31 - 1], dtype=np.int32), np.array([0, 5, 1], dtype=np.int32)
+    assert NetworkInput(height=120).output_widths(*sizes).tolist() == [0, 0, 2**31 - 1]

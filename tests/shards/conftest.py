@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import pytest
 from PIL import Image
 
 from distrib.shards.arrow_writer import ArrowWriter, PackedLine
-from distrib.shards.png import encode_png
+from distrib.shards.dataset import open_dataset
+from distrib.shards.index import IndexEntry
+from distrib.shards.png import decode_png, encode_png
+from distrib.shards.storage import ShardStorage
 
 
 def make_image(seed: int, mode: str = "L", size: tuple[int, int] | None = None) -> Image.Image:
@@ -32,6 +36,33 @@ def make_line(number: int, text: str | None = None, mode: str = "L", **changes: 
         "mode": mode,
     }
     return PackedLine(**{**values, **changes})  # type: ignore[arg-type]
+
+
+class ReadBack:
+    """A shard file opened as any reader opens it: what it says of its lines, and the lines in order."""
+
+    def __init__(self, path: Path) -> None:
+        self._storage = ShardStorage()
+        self.dataset = open_dataset(path, self._storage)
+        self.index = self.dataset.index
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def texts(self) -> list[str]:
+        return [text for _, texts, _ in self.index.text_chunks() for text in texts]
+
+    def entries(self) -> list[IndexEntry]:
+        return [self.index.entry(line) for line in range(len(self))]
+
+    def png(self, line: int) -> bytes:
+        entry = self.index.entry(line)
+        png = self._storage.read(self.dataset.shards[entry.shard].address, entry.offset, entry.size)
+        assert zlib.crc32(png) == entry.crc
+        return png
+
+    def image(self, line: int) -> Image.Image:
+        return decode_png(self.png(line))
 
 
 Write = Callable[..., Path]

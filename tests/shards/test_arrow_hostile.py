@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distrib.errors import InputError
-from distrib.shards.arrow import ArrowDataset
+from distrib.shards.arrow import SPLIT_CODES
+from distrib.shards.arrow_index import index_arrow
 from distrib.shards.arrow_schema import KRAKEN_FIELDS, LINES_TYPE
 
-from .conftest import Write, make_line
+from .conftest import ReadBack, Write, make_line
 
 GOOD_LINES = {"type": "kraken_recognition_bbox", "alphabet": {"a": 1}, "im_mode": "L", "counts": {"all": 1}}
 
@@ -49,12 +51,12 @@ def row(text: str | None = "a", png: bytes | None = None) -> dict[str, object]:
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.arrow does not exist"):
-        ArrowDataset(tmp_path / "gone.arrow")
+        ReadBack(tmp_path / "gone.arrow")
 
 
 def test_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder"):
-        ArrowDataset(tmp_path)
+        index_arrow(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"<alto/>", b"ARRO"])
@@ -62,7 +64,7 @@ def test_not_arrow(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.xml"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"x\.xml is not an Arrow file"):
-        ArrowDataset(path)
+        ReadBack(path)
 
 
 @pytest.mark.parametrize("keep", [6, 100, 0.5, -1])
@@ -71,7 +73,7 @@ def test_cut_short(write: Write, keep: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if 0 < keep < 1 else int(keep)])
     with pytest.raises(InputError, match="cut short"):
-        ArrowDataset(path)
+        ReadBack(path)
 
 
 @pytest.mark.parametrize(
@@ -91,68 +93,69 @@ def test_cut_short(write: Write, keep: float) -> None:
 def test_metadata_of_something_else(tmp_path: Path, lines: object, sentence: str) -> None:
     path = foreign(tmp_path / "other.arrow", lines, [row()])
     with pytest.raises(InputError, match=rf"other\.arrow.*{sentence}.*ketos compile"):
-        ArrowDataset(path)
+        ReadBack(path)
 
 
 def test_no_lines(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no lines"):
-        ArrowDataset(foreign(tmp_path / "empty.arrow", GOOD_LINES, []))
+        ReadBack(foreign(tmp_path / "empty.arrow", GOOD_LINES, []))
 
 
 def test_missing_column(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no column 'train'"):
-        ArrowDataset(foreign(tmp_path / "x.arrow", GOOD_LINES, [row()], KRAKEN_FIELDS[:1]))
+        ReadBack(foreign(tmp_path / "x.arrow", GOOD_LINES, [row()], KRAKEN_FIELDS[:1]))
 
 
 def test_column_of_another_type(tmp_path: Path) -> None:
     fields = (pa.field("lines", pa.string()), *KRAKEN_FIELDS[1:])
     rows = [{**row(), "lines": "text"}]
     with pytest.raises(InputError, match="column 'lines' has type string"):
-        ArrowDataset(foreign(tmp_path / "x.arrow", GOOD_LINES, rows, fields))
+        ReadBack(foreign(tmp_path / "x.arrow", GOOD_LINES, rows, fields))
 
 
 def test_foreign_file_without_our_columns_is_indexed_from_images(tmp_path: Path) -> None:
     lines = [make_line(0, "same"), make_line(1, "same"), make_line(1, "other")]
     path = foreign(tmp_path / "f.arrow", GOOD_LINES, [row(line.text, line.png) for line in lines])
-    dataset = ArrowDataset(path)
-    index = dataset.index()
-    assert index.widths.tolist() == [line.width for line in lines]
-    assert index.heights.tolist() == [line.height for line in lines]
-    assert len(set(index.keys.tolist())) == 3
-    assert index.page_keys is None
-    assert (dataset.record(0).source, dataset.record(0).split) == (None, "test")
-    assert np.array_equal(index.keys, dataset.index().keys)
+    stored = ReadBack(path)
+    index = stored.index
+    assert index.column("width").tolist() == [line.width for line in lines]
+    assert index.column("height").tolist() == [line.height for line in lines]
+    assert len(set(index.column("key").tolist())) == 3
+    assert not index.has_page_keys
+    assert (index.entry(0).source, index.entry(0).split) == (None, SPLIT_CODES["test"])
+    assert [stored.png(i) for i in range(3)] == [line.png for line in lines]
+    assert np.array_equal(index.column("key"), ReadBack(path).index.column("key"))
 
 
 def test_foreign_column_that_shares_our_name_but_not_our_type_is_ignored(tmp_path: Path) -> None:
     fields = (*KRAKEN_FIELDS, pa.field("width", pa.string()), pa.field("source", pa.int64()))
     path = foreign(tmp_path / "f.arrow", GOOD_LINES, [{**row(), "width": "wide", "source": 3}], fields)
-    dataset = ArrowDataset(path)
-    assert dataset.index().widths.tolist() == [make_line(0).width]
-    assert dataset.record(0).source is None
+    index = ReadBack(path).index
+    assert index.column("width").tolist() == [make_line(0).width]
+    assert index.entry(0).source is None
 
 
 def test_line_struct_with_more_fields_is_read(tmp_path: Path) -> None:
     lines_type = pa.struct([pa.field("extra", pa.int32()), *LINES_TYPE])
     fields = (pa.field("lines", lines_type), *KRAKEN_FIELDS[1:])
-    dataset = ArrowDataset(foreign(tmp_path / "f.arrow", GOOD_LINES, [row()], fields))
-    assert dataset.record(0).text == "a"
+    stored = ReadBack(foreign(tmp_path / "f.arrow", GOOD_LINES, [row()], fields))
+    assert (stored.texts(), stored.png(0)) == (["a"], make_line(0).png)
 
 
 @pytest.mark.parametrize("png", [b"", b"\x89PNG", b"GIF89a" * 10, make_line(0).png[:20], b"\xff" * 64])
 def test_image_that_is_no_png_has_no_size(tmp_path: Path, png: bytes) -> None:
     """One such line must neither stop the index nor get a size from its garbage."""
     path = foreign(tmp_path / "f.arrow", GOOD_LINES, [row(), row(png=png), row()])
-    widths = ArrowDataset(path).index().widths.tolist()
+    widths = ReadBack(path).index.column("width").tolist()
     assert widths == [make_line(0).width, 0, make_line(0).width]
 
 
 def test_null_text_and_image(tmp_path: Path) -> None:
     rows = [row(None), {**row(), "lines": {"text": "b", "im": None, "language": []}}]
-    dataset = ArrowDataset(foreign(tmp_path / "f.arrow", GOOD_LINES, rows))
-    assert list(dataset.texts()) == ["", "b"]
-    assert dataset.record(1).png == b""
-    assert dataset.index().heights.tolist() == [make_line(0).height, 0]
+    stored = ReadBack(foreign(tmp_path / "f.arrow", GOOD_LINES, rows))
+    assert stored.texts() == ["", "b"]
+    assert stored.png(1) == b""
+    assert stored.index.column("height").tolist() == [make_line(0).height, 0]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +165,7 @@ def test_wrong_batch_sizes_never_give_wrong_lines(tmp_path: Path, runs: object) 
     own = {"version": 1, "batch_rows": runs}
     path = foreign(tmp_path / "f.arrow", GOOD_LINES, [row("only")], own=own)
     try:
-        texts = list(ArrowDataset(path).texts())
+        texts = ReadBack(path).texts()
     except InputError:
         return
     assert texts == ["only"]
@@ -178,10 +181,11 @@ def test_flipped_bytes_never_crash(write: Write, data: st.DataObject) -> None:
         content[position] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     try:
-        dataset = ArrowDataset(path)
-        list(dataset.texts())
-        dataset.index()
-        for number in range(len(dataset)):
-            assert isinstance(dataset.record(number).png, bytes)
+        stored = ReadBack(path)
+        stored.texts()
+        for number, entry in enumerate(stored.entries()):
+            assert 0 <= entry.offset <= entry.offset + entry.size <= len(content)
+            if zlib.crc32(content[entry.offset : entry.offset + entry.size]) == entry.crc:
+                assert isinstance(stored.png(number), bytes)
     except InputError:
         pass

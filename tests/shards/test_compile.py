@@ -16,9 +16,10 @@ from PIL import Image
 
 from distrib.errors import InputError, RunError
 from distrib.ground_truth.records import LineImage, Skip, SkipReason
-from distrib.shards.arrow import ArrowDataset
 from distrib.shards.compile import CompileJob, CompileProgress, compile_dataset
 from distrib.shards.pack import PAIRS_A_TASK
+
+from .conftest import ReadBack
 
 Pairs = Callable[[int], list[Path]]
 
@@ -66,9 +67,7 @@ def test_the_file_is_the_same_for_every_number_of_workers(tmp_path: Path, line_p
         reports.append(report.read_bytes())
     assert outputs[0] == outputs[1] == outputs[2]
     assert reports[0] == reports[1] == reports[2]
-    assert list(ArrowDataset(tmp_path / "2.arrow").texts())[:8] == [
-        f"pair {i}" for i in (0, 1, 2, 3, 4, 5, 6, 8)
-    ]
+    assert ReadBack(tmp_path / "2.arrow").texts()[:8] == [f"pair {i}" for i in (0, 1, 2, 3, 4, 5, 6, 8)]
 
 
 def test_summary_counts_what_happened(tmp_path: Path) -> None:
@@ -91,7 +90,7 @@ def test_empty_lines_are_kept_on_request(tmp_path: Path) -> None:
     """Pretraining uses lines without text."""
     job = path_job(tmp_path, [Path("a")], skip_empty_lines=False)
     assert compile_dataset(job, read=lines_of("", "x", " ")).lines == 3
-    assert list(ArrowDataset(job.output).texts()) == ["", "x", " "]
+    assert ReadBack(job.output).texts() == ["", "x", " "]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +108,7 @@ def test_type_of_the_data_set(tmp_path: Path, options: dict[str, Any], line_type
     """The type decides on centre-line normalisation; a wrong one trains on other images than it tests on."""
     job = path_job(tmp_path, [Path("a")], **options)
     compile_dataset(job, read=lines_of("x"))
-    assert ArrowDataset(job.output).line_type == line_type
+    assert ReadBack(job.output).dataset.line_type == line_type
 
 
 def test_options_reach_the_reader(tmp_path: Path) -> None:
@@ -122,13 +121,13 @@ def test_options_reach_the_reader(tmp_path: Path) -> None:
     job = path_job(tmp_path, [Path("a")], format_type="alto", linetype="bbox", legacy_polygons=True)
     compile_dataset(job, read=read)
     assert seen == {"format_type": "alto", "linetype": "bbox", "legacy_polygons": True}
-    assert ArrowDataset(job.output).legacy_polygons
+    assert ReadBack(job.output).dataset.legacy_polygons
 
 
 def test_a_line_that_cannot_be_stored_is_left_out_alone(tmp_path: Path) -> None:
     job = path_job(tmp_path, [Path("a.xml")], report=tmp_path / "skipped.jsonl")
     summary = compile_dataset(job, read=lines_of("good", "bad \udfff", "fine"))
-    assert list(ArrowDataset(job.output).texts()) == ["good", "fine"]
+    assert ReadBack(job.output).texts() == ["good", "fine"]
     assert dict(summary.skipped) == {SkipReason.UNREADABLE_TEXT: 1}
     assert "U+DFFF" in (tmp_path / "skipped.jsonl").read_text(encoding="utf-8")
 
@@ -149,7 +148,7 @@ def test_a_defect_met_on_one_page_costs_the_rest_of_that_page(tmp_path: Path) ->
 
     job = path_job(tmp_path, [Path(f"{i}.xml") for i in range(3)])
     summary = compile_dataset(job, read=read)
-    assert list(ArrowDataset(job.output).texts()) == ["before", "after", "before", "before", "after"]
+    assert ReadBack(job.output).texts() == ["before", "after", "before", "before", "after"]
     assert summary.skipped[SkipReason.EXTRACTION_FAILED] == 1
     detail = summary.examples[SkipReason.EXTRACTION_FAILED].detail
     assert "1.xml" in detail

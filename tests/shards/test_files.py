@@ -15,10 +15,9 @@ import pytest
 
 from distrib.errors import InputError, KetosError, RunError
 from distrib.files import AsideFile, write_error
-from distrib.shards.arrow import ArrowDataset
 from distrib.shards.arrow_writer import ArrowWriter
 
-from .conftest import Write, make_line
+from .conftest import ReadBack, Write, make_line
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,19 +61,20 @@ def test_a_failure_keeps_the_previous_file(write: Write) -> None:
 
     with pytest.raises(Boom):
         fail_midway()
-    assert list(ArrowDataset(path).texts()) == ["old"]
+    assert ReadBack(path).texts() == ["old"]
 
 
 def test_the_new_file_replaces_the_previous_one(write: Write) -> None:
     write([make_line(0, "old")])
-    assert list(ArrowDataset(write([make_line(1, "new")])).texts()) == ["new"]
+    assert ReadBack(write([make_line(1, "new")])).texts() == ["new"]
 
 
 def test_an_open_data_set_survives_its_file_being_replaced(write: Write) -> None:
     """Compiling over a file that a run is reading must not pull the mapping from under it."""
-    old = ArrowDataset(write([make_line(0, "old")]))
+    old = ReadBack(write([make_line(0, "old")]))
+    png = old.png(0)
     write([make_line(1, "new")])
-    assert old.record(0).text == "old"
+    assert (old.texts(), old.png(0)) == (["old"], png)
 
 
 def test_no_lines_is_an_error_and_no_file(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from distrib.ground_truth.records import FormatType, LineType
-from distrib.shards.arrow import ArrowDataset
+from distrib.shards.arrow import open_arrow
 from distrib.shards.compile import CompileJob, compile_dataset
+
+from .conftest import ReadBack
 
 pytestmark = [pytest.mark.oracle, pytest.mark.real]
 
@@ -47,16 +49,17 @@ def difference(ours: Image.Image, theirs: Image.Image) -> float:
 
 @pytest.mark.parametrize("name", CASES)
 def test_kraken_data_sets_are_read(name: str, oracle_dir: Path) -> None:
-    dataset = ArrowDataset(oracle_dir / f"{name}.arrow")
+    path = oracle_dir / f"{name}.arrow"
+    stored = ReadBack(path)
+    dataset, index = stored.dataset, stored.index
     assert dataset.line_type == CASES[name][1]
-    assert len(dataset) == dataset.counts.all
-    texts = list(dataset.texts())
-    assert {character: "".join(texts).count(character) for character in dataset.alphabet} == dataset.alphabet
-    index = dataset.index()
-    sizes = [dataset.record(i).image().size for i in range(len(dataset))]
-    assert sizes == list(zip(index.widths.tolist(), index.heights.tolist(), strict=True))
-    assert len(set(index.keys.tolist())) == len(dataset)
-    assert index.page_keys is None
+    assert len(stored) == open_arrow(path).metadata.counts.all
+    texts, alphabet = "".join(stored.texts()), dict(dataset.alphabet or {})
+    assert {character: texts.count(character) for character in alphabet} == alphabet
+    sizes = [stored.image(i).size for i in range(len(stored))]
+    assert sizes == [(entry.width, entry.height) for entry in stored.entries()]
+    assert len(set(index.column("key").tolist())) == len(stored)
+    assert not index.has_page_keys
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -71,11 +74,13 @@ def test_compiled_data_sets_hold_the_same_lines(
         format_type=format_type,
     )
     compile_dataset(job)
-    ours, theirs = ArrowDataset(job.output), ArrowDataset(oracle_dir / f"{name}.arrow")
-    assert ours.line_type == line_type
-    assert list(ours.texts()) == list(theirs.texts())
-    assert (ours.alphabet, ours.im_mode, ours.counts) == (theirs.alphabet, theirs.im_mode, theirs.counts)
-    pairs = [(ours.record(i).image(), theirs.record(i).image()) for i in range(len(ours))]
+    kraken_file = oracle_dir / f"{name}.arrow"
+    ours, theirs = ReadBack(job.output), ReadBack(kraken_file)
+    assert ours.dataset.line_type == line_type
+    assert ours.texts() == theirs.texts()
+    assert (ours.dataset.alphabet, ours.dataset.im_mode) == (theirs.dataset.alphabet, theirs.dataset.im_mode)
+    assert open_arrow(job.output).metadata.counts == open_arrow(kraken_file).metadata.counts
+    pairs = [(ours.image(i), theirs.image(i)) for i in range(len(ours))]
     assert [a.mode for a, _ in pairs] == [b.mode for _, b in pairs]
     alike = sum(a.size == b.size and difference(a, b) < 3 for a, b in pairs)
     assert alike >= 0.98 * len(pairs)

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from distrib.runtime.checkpoints import load_checkpoint
 
 from .conftest import TINY_SPEC, ketos
+from .launching import command
 
 
 def _train(lines: Path, run: Path, *more: object) -> list[object]:
@@ -40,8 +40,8 @@ def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     ketos(*_train(lines_arrow, whole, "-N", 3, *options))
-    command = [sys.executable, "-m", "distrib", *_train(lines_arrow, killed, "-N", 3, *options)]
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    words = command(1, *_train(lines_arrow, killed, "-N", 3, *options))
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while not (killed / "last.ckpt").exists() and process.poll() is None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
@@ -65,10 +65,29 @@ def test_epochs_can_be_added_on_resuming(lines_arrow: Path, tmp_path: Path) -> N
 def test_another_data_set_or_batch_size_is_refused_on_resuming(lines_arrow: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ketos(*_train(lines_arrow, run, "-N", 1))
-    done = ketos("train", "--resume", run, "-N", 2, "-B", 3, expect=2)
-    assert "written with other training data, --batch-size" in done.stderr
-    # What was refused is not remembered.
-    ketos("train", "--resume", run, "-N", 2)
+    done = ketos("train", "--resume", run, "-N", 2, "--global-batch-size", 3, expect=2)
+    assert "--global-batch-size (4 then, 3 now)" in done.stderr
+    assert "--resume-anyway" in done.stderr
+    done = ketos("--seed", 6, "train", "--resume", run, "-N", 2, expect=2)
+    assert "--seed (5 then, 6 now)" in done.stderr
+    # What was refused is not remembered, and a batch of one process is no part of the order.
+    ketos("train", "--resume", run, "-N", 2, "-B", 3)
+
+
+def test_a_changed_batch_is_accepted_anyway_from_the_start_of_an_epoch(
+    lines_arrow: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    killed = command(1, *_train(lines_arrow, run, "-N", 2, "-F", 0.3))
+    process = subprocess.Popen(killed, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (run / "last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    ketos("train", "--resume", run, "--global-batch-size", 3, "--resume-anyway")
+    report = json.loads(ketos("ledger", "--json", run, expect=1).stdout)
+    # The epoch that was broken off stays so; the one begun anew is whole.
+    assert [epoch["complete"] for epoch in report["epochs"]][-1]
 
 
 def test_a_run_from_weights_and_from_elsewhere_can_be_resumed(lines_arrow: Path, tmp_path: Path) -> None:
@@ -83,8 +102,8 @@ def test_a_run_from_weights_and_from_elsewhere_can_be_resumed(lines_arrow: Path,
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_go_on(lines_arrow: Path, tmp_path: Path, number: int) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "distrib", *_train(lines_arrow, run, "-N", 500)]
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    words = command(1, *_train(lines_arrow, run, "-N", 500))
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     while not (run / "last.ckpt").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)

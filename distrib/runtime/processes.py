@@ -1,0 +1,123 @@
+"""The processes of a job talking to each other: agreement, broadcast, sums. One process talks to nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from distrib.errors import KetosError, PeerError, RunError
+from distrib.runtime.topology import Topology
+
+Result = TypeVar("Result")
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a collective waits for a process that does not come: rank zero may be compiling meanwhile."""
+
+
+class Processes:
+    """The processes of a job as one of them sees them. Every method is called by all, in the same order."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+
+    @property
+    def several(self) -> bool:
+        """Whether there is anybody to talk to."""
+        return self.topology.world_size > 1
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """The sum of each number over all processes, in double precision."""
+        if not self.several:
+            return list(numbers)
+        total = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(total)
+        return cast("list[float]", total.tolist())
+
+    def sum_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """``tensor`` summed over all processes, in place, on its device."""
+        if self.several:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, item: Result) -> list[Result]:
+        """Every process's item, by rank, at every process. Items are pickled."""
+        if not self.several:
+            return [item]
+        items: list[Any] = [None] * self.topology.world_size
+        dist.all_gather_object(items, item)
+        return items
+
+    def agree(self, function: Callable[[], Result]) -> Result:
+        """What ``function`` returns here, if it raised a KetosError nowhere.
+
+        Where it did, the lowest such rank raises its own error and all others a PeerError, so that one
+        sentence is printed and nobody waits for a process that has ended.
+        """
+        result: Any = None
+        error: KetosError | None = None
+        try:
+            result = function()
+        except KetosError as raised:
+            error = raised
+        codes = self.gather(None if error is None else error.exit_code)
+        failed = [rank for rank, code in enumerate(codes) if code is not None]
+        if not failed:
+            return cast(Result, result)
+        if error is not None and failed[0] == self.topology.rank:
+            raise error
+        raise PeerError(failed[0], int(codes[failed[0]] or 1)) from None
+
+    def on_first(self, function: Callable[[], Result]) -> Result:
+        """What ``function`` returns at rank zero, which alone calls it, at every process."""
+        result = self.agree(lambda: function() if self.topology.first else None)
+        if self.several:
+            box = [result]
+            dist.broadcast_object_list(box, src=0)
+            result = box[0]
+        return cast(Result, result)
+
+    @contextmanager
+    def first_holds(self, context: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+        """Hold ``context`` at rank zero around a block of all; what its entry raises ends all of them."""
+        with ExitStack() as stack:
+
+            def enter() -> None:
+                stack.enter_context(context())
+
+            self.on_first(enter)
+            yield
+
+
+@contextmanager
+def joined(topology: Topology, *, device: str) -> Iterator[Processes]:
+    """Join the processes of the job, for collectives of tensors on the CPU and on ``device``.
+
+    Raises RunError where they do not come together.
+    """
+    if topology.world_size == 1:
+        yield Processes(topology)
+        return
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.set_device(torch.device(device))
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            rank=topology.rank,
+            world_size=topology.world_size,
+            timeout=TIMEOUT,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(
+            f"Process {topology.rank} of {topology.world_size} could not join the others ({reason}); check "
+            "MASTER_ADDR, MASTER_PORT and the network between the nodes."
+        ) from error
+    yield Processes(topology)
+    # Not after an error: a process that has ended would be waited for.
+    dist.destroy_process_group()
