@@ -40,7 +40,7 @@ def main() -> None:
     """Print a table for each collection."""
     arguments = parser(__doc__ or "").parse_args()
     sys.path.insert(0, str(ROOT))
-    from distrib.shards.arrow import ArrowDataset
+    from distrib.stream.lines import open_collection
 
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "out.arrow")
@@ -50,7 +50,7 @@ def main() -> None:
             if arguments.kraken:
                 commands[PEER] = [*arguments.kraken, "--workers", "1", *rest]
             best = best_seconds(commands, repeat=arguments.repeat)
-            print_table(f"compile {name}", best, lines=len(ArrowDataset(output)), peer=PEER)
+            print_table(f"compile {name}", best, lines=len(open_collection([output])), peer=PEER)
 
 
 if __name__ == "__main__":

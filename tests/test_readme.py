@@ -43,6 +43,7 @@ def _fake_slurm(folder: Path) -> None:
         (folder / name).chmod(0o755)
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     write_sample(tmp_path / "sample", pairs=20, pages=4)
     (tmp_path / "pages").mkdir()
@@ -70,6 +71,10 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
         "report.json",
         "model.mlmodel",
         "tuned/last.ckpt",
+        "two/last.ckpt",
+        "tars/dataset.json",
+        "inspection.json",
+        "sharded/last.ckpt",
         "slurm-run",
     ):
         assert (tmp_path / product).exists(), product

@@ -12,7 +12,7 @@ from distrib.config.sections import Compile, Globals
 from distrib.errors import InputError
 
 if TYPE_CHECKING:
-    from distrib.cli.placement import Placement
+    from distrib.runtime.topology import Topology
     from distrib.shards.compile import CompileJob, CompileSummary
 
 
@@ -29,13 +29,13 @@ def compile_command(globals_: Globals, options: Compile) -> None:
         remedy="No ground truth given: name files, or a file that lists them with -F.",
     )
     from distrib.cli.compiling import compile_with_progress, print_summary
-    from distrib.cli.placement import placement
     from distrib.config.sizes import parse_size
     from distrib.ground_truth.sources import expand_sources
+    from distrib.runtime.topology import topology_of
     from distrib.shards.compile import CompileJob
 
     shard_size = parse_size(options.shard_size, option="--shard-size")
-    place = placement(os.environ)
+    place = topology_of(os.environ)
     sharded = options.shard_format is not None
     if not sharded and place.world_size > 1:
         raise InputError(
@@ -67,7 +67,7 @@ def compile_command(globals_: Globals, options: Compile) -> None:
         click.echo(f"each of them, with its reason: {options.report}", err=True)
 
 
-def _compile_shards(job: CompileJob, place: Placement) -> CompileSummary | None:
+def _compile_shards(job: CompileJob, place: Topology) -> CompileSummary | None:
     """Compile this process's share; the summary of the whole at rank zero, which alone shows progress."""
     from distrib.cli.display import plural, progress
     from distrib.shards.compile_shards import compile_shards

@@ -33,22 +33,23 @@ def train_command(globals_: Globals, options: Train) -> None:
         options.training_data,
         remedy="No training data given: name files, or a file that lists them with -t.",
     )
-    from distrib.runtime.devices import process_device
     from distrib.runtime.processes import joined
     from distrib.runtime.topology import topology_of
-    from distrib.training.options import check_options
 
-    check_options(options, globals_)
-    topology = topology_of(os.environ)
-    with joined(topology, device=process_device(globals_.device, topology)) as processes:
+    # What one node lacks must end all processes, so they meet before anything is checked.
+    with joined(topology_of(os.environ), device=globals_.device) as processes:
         _train(globals_, options, processes)
 
 
 def _train(globals_: Globals, options: Train, processes: Processes) -> None:
     """The run, as each of its processes sees it; rank zero does the talking."""
+    from distrib.runtime.devices import use_device
     from distrib.runtime.run_directory import claimed_directory
+    from distrib.training.options import check_options
     from distrib.training.setup import prepare
 
+    processes.agree(lambda: check_options(options, globals_))
+    processes.agree(lambda: use_device(globals_.device, processes.topology))
     resuming = _goes_on_in_place(options)
     with processes.first_holds(lambda: claimed_directory(options.checkpoint_path, resuming=resuming)):
         collections = _collections(globals_, options, processes)
@@ -83,7 +84,6 @@ def _collections(
     globals_: Globals, options: Train, processes: Processes
 ) -> tuple[LineCollection, LineCollection | None]:
     from distrib.cli.compiling import open_data, open_storage
-
     from distrib.training.models import input_height
 
     storage = open_storage(options.cache_dir, options.cache_size)

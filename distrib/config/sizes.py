@@ -11,7 +11,7 @@ _FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def parse_size(text: str, *, option: str) -> int:
-    """A number of bytes from digits with K, M, G or T (powers of 1024); raises InputError naming ``option``."""
+    """A number of bytes from digits with K, M, G or T (1024 each); raises InputError naming ``option``."""
     match = _SIZE.fullmatch(text.strip().replace("_", ""))
     size = int(float(match[1]) * _FACTORS[match[2].lower()]) if match else 0
     if size < 1:

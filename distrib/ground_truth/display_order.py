@@ -11,7 +11,7 @@ from bidi.algorithm import get_display
 # mirror brackets and quotation marks.
 from distrib.ground_truth.records import BaseDirection
 
-_UNMOVED_CLASSES = frozenset({"L", "EN", "ES", "ET", "CS", "NSM", "WS", "ON"})
+UNMOVED_CLASSES = frozenset({"L", "EN", "ES", "ET", "CS", "NSM", "WS", "ON"})
 # Classes the implementation fails on: isolates, which it takes for neutral until it trips over them,
 # and code points that Python's Unicode tables do not know yet.
 _UNSUPPORTED_CLASSES = frozenset({"LRI", "RLI", "FSI", "PDI", ""})
@@ -39,7 +39,7 @@ def display_order(text: str, base_dir: BaseDirection | None = None) -> str:
     classes = {unicodedata.bidirectional(character) for character in text}
     # Text without right-to-left, Arabic-number or formatting characters stays as it is in a
     # left-to-right paragraph; knowing that is far quicker than reordering.
-    if base_dir != "R" and classes <= _UNMOVED_CLASSES:
+    if base_dir != "R" and classes <= UNMOVED_CLASSES:
         return text
     if not classes & _UNSUPPORTED_CLASSES:
         return str(get_display(text, base_dir=base_dir))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from distrib.ground_truth.display_order import _UNMOVED_CLASSES, display_order
+from distrib.ground_truth.display_order import UNMOVED_CLASSES, display_order
 from distrib.ground_truth.records import BaseDirection
 from distrib.ground_truth.text import TextPipeline
 
@@ -144,7 +144,7 @@ class _ChunkNormalizer:
 
 def _flags_of(character: str) -> int:
     flags = _KNOWN
-    if unicodedata.bidirectional(character) not in _UNMOVED_CLASSES:
+    if unicodedata.bidirectional(character) not in UNMOVED_CLASSES:
         flags |= _MOVED
     if character.isspace():
         flags |= _SPACE

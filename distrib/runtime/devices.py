@@ -40,7 +40,7 @@ def process_device(device: str, topology: Topology) -> str:
         return kind
     if kind == "mps" or (":" in device and topology.local_world_size > 1):
         raise InputError(
-            f"--device {device}: {topology.local_world_size} processes cannot share it; use cuda, cpu or auto."
+            f"--device {device}: {topology.local_world_size} processes cannot share it; use cpu or cuda."
         )
     if topology.local_world_size > torch.cuda.device_count():
         raise InputError(
@@ -48,6 +48,13 @@ def process_device(device: str, topology: Topology) -> str:
             "start one for each, or use --device cpu."
         )
     return f"cuda:{topology.local_rank if topology.local_world_size > 1 else int(number or 0)}"
+
+
+def use_device(device: str, topology: Topology) -> None:
+    """Let torch compute on the device of this process. Raises InputError as ``process_device`` does."""
+    chosen = process_device(device, topology)
+    if chosen.startswith("cuda"):
+        torch.cuda.set_device(torch.device(chosen))
 
 
 def torch_device(device: str) -> str:

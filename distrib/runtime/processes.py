@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,10 @@ Result = TypeVar("Result")
 
 TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for a process that does not come: rank zero may be compiling meanwhile."""
+
+_PEER_GONE = re.compile(
+    r"closed by peer|Connection reset|Connection refused|NCCL|Broken pipe|recvBytes|Timed out", re.I
+)
 
 
 class Processes:
@@ -72,6 +77,12 @@ class Processes:
             raise error
         raise PeerError(failed[0], int(codes[failed[0]] or 1)) from None
 
+    def stop(self, error: KetosError) -> NoReturn:
+        """End all processes, which agree on ``error``: rank zero raises it, the others are silent."""
+        if self.topology.first:
+            raise error
+        raise PeerError(0, error.exit_code)
+
     def on_first(self, function: Callable[[], Result]) -> Result:
         """What ``function`` returns at rank zero, which alone calls it, at every process."""
         result = self.agree(lambda: function() if self.topology.first else None)
@@ -93,18 +104,21 @@ class Processes:
             yield
 
 
+def peer_gone(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is no longer there."""
+    return _PEER_GONE.search(str(error)) is not None
+
+
 @contextmanager
 def joined(topology: Topology, *, device: str) -> Iterator[Processes]:
-    """Join the processes of the job, for collectives of tensors on the CPU and on ``device``.
+    """Join the processes of the job, for collectives on the CPU and where ``--device`` allows it on GPUs.
 
-    Raises RunError where they do not come together.
+    Raises RunError where they do not come together, or one of them ends during the block.
     """
     if topology.world_size == 1:
         yield Processes(topology)
         return
-    cuda = device.startswith("cuda")
-    if cuda:
-        torch.cuda.set_device(torch.device(device))
+    cuda = not device.startswith("cpu") and torch.cuda.is_available()
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
@@ -118,6 +132,13 @@ def joined(topology: Topology, *, device: str) -> Iterator[Processes]:
             f"Process {topology.rank} of {topology.world_size} could not join the others ({reason}); check "
             "MASTER_ADDR, MASTER_PORT and the network between the nodes."
         ) from error
-    yield Processes(topology)
+    try:
+        yield Processes(topology)
+    except RuntimeError as error:
+        if not peer_gone(error):
+            raise
+        raise RunError(
+            "Another process of this job has ended or does not answer; its message or its launcher says why."
+        ) from error
     # Not after an error: a process that has ended would be waited for.
     dist.destroy_process_group()

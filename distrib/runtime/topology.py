@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from distrib.errors import InputError
 
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
@@ -31,29 +29,80 @@ class Topology:
         return self.world_size // self.local_world_size
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Names:
+    """What a launcher calls the five numbers of a topology; of several names the first that is set counts."""
+
+    rank: str
+    world_size: tuple[str, ...]
+    local_rank: str
+    local_world_size: str
+    node_rank: str
+
+
+_TORCHRUN = _Names(
+    rank="RANK",
+    world_size=("WORLD_SIZE",),
+    local_rank="LOCAL_RANK",
+    local_world_size="LOCAL_WORLD_SIZE",
+    node_rank="GROUP_RANK",
+)
+_SRUN = _Names(
+    rank="SLURM_PROCID",
+    # The tasks of this step; those of the job are another number where a step uses a part of them.
+    world_size=("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
+    local_rank="SLURM_LOCALID",
+    local_world_size="SLURM_NTASKS_PER_NODE",
+    node_rank="SLURM_NODEID",
+)
+
+
 def topology_of(environment: Mapping[str, str]) -> Topology:
-    """The topology that torchrun (or anything that sets its variables) gives; one process without them.
+    """The topology that the variables of torchrun or srun give; one process without them.
+
+    A batch script of SLURM that has not started its tasks yet is a single process.
 
     Raises InputError where the variables are no numbers or contradict each other.
     """
-    if "WORLD_SIZE" not in environment or "RANK" not in environment:
+    if "RANK" in environment or "WORLD_SIZE" in environment:
+        return _read(environment, _TORCHRUN)
+    if "SLURM_PROCID" not in environment or _is_batch_script(environment):
         return Topology()
-    try:
-        rank, world, local_rank, local_world, node = (
-            int(environment.get(name, default))
-            for name, default in zip(_VARIABLES, ("0", "1", "0", "1", "0"), strict=True)
-        )
-    except ValueError:
-        stated = ", ".join(f"{name}={environment[name]}" for name in _VARIABLES if name in environment)
-        raise InputError(
-            f"The launcher's variables are not numbers ({stated}); start with torchrun."
-        ) from None
-    if not (0 <= rank < world and 0 <= local_rank < local_world and world % local_world == 0):
-        raise InputError(
-            f"The launcher's variables contradict each other (RANK={rank} of WORLD_SIZE={world}, "
-            f"LOCAL_RANK={local_rank} of LOCAL_WORLD_SIZE={local_world}); start the same number of processes "
-            "on every node with torchrun, or unset them to run one process."
-        )
-    return Topology(
-        rank=rank, world_size=world, local_rank=local_rank, local_world_size=local_world, node_rank=node
+    return _read(environment, _SRUN) if any(n in environment for n in _SRUN.world_size) else Topology()
+
+
+def _is_batch_script(environment: Mapping[str, str]) -> bool:
+    """Whether the job's script runs this by itself: it has the numbers of tasks that srun would start."""
+    return "SLURM_JOB_ID" in environment and not {"SLURM_STEP_ID", "SLURM_STEPID"} & environment.keys()
+
+
+def _read(environment: Mapping[str, str], names: _Names) -> Topology:
+    world_name = next((name for name in names.world_size if name in environment), names.world_size[0])
+    rank = _number(environment, names.rank, None)
+    world_size = _number(environment, world_name, None)
+    topology = Topology(
+        rank=rank,
+        world_size=world_size,
+        local_rank=_number(environment, names.local_rank, rank),
+        local_world_size=_number(environment, names.local_world_size, world_size),
+        node_rank=_number(environment, names.node_rank, 0),
     )
+    in_order = topology.rank < topology.world_size and topology.local_rank < topology.local_world_size
+    if not in_order or topology.world_size % topology.local_world_size:
+        raise InputError(
+            f"The environment has {names.rank}={rank} and {world_name}={world_size}, local rank "
+            f"{topology.local_rank} of {topology.local_world_size}, which is no process of a group with "
+            "equally many on every node; start it with torchrun or srun, or unset these variables to run one "
+            "process."
+        )
+    return topology
+
+
+def _number(environment: Mapping[str, str], name: str, default: int | None) -> int:
+    text = environment.get(name, "" if default is None else str(default))
+    if not text.isdecimal():
+        raise InputError(
+            f"The environment has {name}={text}, which is no process of a group; start it with torchrun or "
+            "srun, or unset its variables to run one process."
+        )
+    return int(text)

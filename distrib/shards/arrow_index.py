@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from distrib.errors import InputError
 from distrib.shards.arrow import SPLIT_CODES, UNTAGGED, ArrowShard, open_arrow
 from distrib.shards.image_facts import read_image_facts
-from distrib.shards.index_file import INDEX_SCHEMA
+from distrib.shards.index_file import INDEX_SCHEMA, numpy_type
 
 _STORED: Final = frozenset(("width", "height", "key", "image_crc"))
 """Columns that spare reading the images."""
@@ -72,7 +72,7 @@ def _add_batch(columns: Columns, shard: ArrowShard, batch: pa.RecordBatch, file:
         if name in own:
             values[name] = _numbers(batch, name)
         elif name in ("columns", "page_key"):
-            values[name] = np.zeros(rows, dtype=INDEX_SCHEMA.field(name).type.to_pandas_dtype())
+            values[name] = np.zeros(rows, dtype=numpy_type(name))
     if file is not None:
         facts = read_image_facts(file, offsets, sizes, lines.field("text").to_pylist())
         values["image_crc"] = facts.crcs
@@ -131,6 +131,6 @@ def _join(columns: Columns) -> pa.RecordBatch:
                 known = pc.is_in(joined, value_set=pa.array(["L", "R"]))
                 joined = pc.if_else(known, joined, pa.scalar(None, pa.string()))
         else:
-            joined = pa.array(np.concatenate([*pieces, np.empty(0, field.type.to_pandas_dtype())]))
+            joined = pa.array(np.concatenate([*pieces, np.empty(0, numpy_type(field.name))]))
         arrays.append(joined)
     return pa.RecordBatch.from_arrays(arrays, schema=INDEX_SCHEMA)

@@ -128,10 +128,6 @@ class Counts:
 class DatasetMetadata:
     """What a data set says about itself as a whole.
 
-    ``batch_rows`` are the lines of each record batch in file order, run-length encoded as
-    (lines, batches); empty in data sets written by kraken. It spares a reader from visiting every
-    batch of a large file to learn where record *i* is.
-
     ``height`` is the network input height in pixels for which the column ``columns`` was computed, 0 where
     it was not. With ``normalized`` the images are network input of that height already, grey and without
     padding; ``im_mode`` is then the mode of these images. ``source_mode`` is the mode of the line images
@@ -144,7 +140,6 @@ class DatasetMetadata:
     legacy_polygons: bool = False
     languages: Mapping[str, int] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
-    batch_rows: Sequence[tuple[int, int]] = ()
     normalized: bool = False
     height: int = 0
     source_mode: ImageMode | None = None
@@ -170,7 +165,6 @@ class DatasetMetadata:
         }
         own = {
             "version": OWN_VERSION,
-            "batch_rows": [list(run) for run in self.batch_rows],
             "normalized": self.normalized,
             "height": self.height,
             "source_mode": self.source_mode or self.im_mode,
@@ -203,7 +197,6 @@ class DatasetMetadata:
             legacy_polygons=bool(raw.get("legacy_polygons", False)),
             languages=_counter(raw.get("languages"), "languages"),
             counts=Counts(**_known(_counter(raw.get("counts"), "counts"), ("all", *SPLITS))),
-            batch_rows=_runs(own),
             normalized=normalized,
             height=height,
             source_mode=_mode(own.get("source_mode") or mode),
@@ -249,17 +242,3 @@ def _counter(value: object, name: str) -> Counter[str]:
 
 def _known(counts: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
     return {name: counts[name] for name in names if name in counts}
-
-
-def _runs(own: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
-    """Run lengths, or () from files that have none or whose form is newer than this program."""
-    if own.get("version") != OWN_VERSION:
-        return ()
-    runs = own.get("batch_rows", [])
-    try:
-        pairs = tuple((int(rows), int(batches)) for rows, batches in runs)
-    except (TypeError, ValueError) as error:
-        raise MetadataProblem("its record of batch sizes is damaged") from error
-    if any(not 0 <= number < 1 << 40 for pair in pairs for number in pair):
-        raise MetadataProblem("its record of batch sizes is damaged")
-    return pairs

@@ -111,7 +111,6 @@ class ArrowWriter:
         self._source_modes: set[ImageMode] = set()
         self._pending: list[PackedLine] = []
         self._pending_bytes = 0
-        self._batch_rows: list[tuple[int, int]] = []
 
     def __enter__(self) -> ArrowWriter:
         try:
@@ -159,11 +158,6 @@ class ArrowWriter:
             self._batches.write_batch(_to_batch(self._pending))
         except OSError as error:
             raise write_error(self.path, error) from error
-        rows = len(self._pending)
-        if self._batch_rows and self._batch_rows[-1][0] == rows:
-            self._batch_rows[-1] = (rows, self._batch_rows[-1][1] + 1)
-        else:
-            self._batch_rows.append((rows, 1))
         self._pending, self._pending_bytes = [], 0
 
     def _finish(self) -> None:
@@ -190,7 +184,6 @@ class ArrowWriter:
             legacy_polygons=self._legacy_polygons,
             languages=self._languages,
             counts=Counts(all=self.lines, **{split: self._splits[split] for split in SPLITS}),
-            batch_rows=self._batch_rows,
             normalized=self._normalized,
             height=self._height,
             source_mode=largest_mode(self._source_modes),

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distrib.shards.index_file import INDEX_SCHEMA, INDEX_VERSION, IndexPart, map_part, write_part
+from distrib.shards.index_file import INDEX_SCHEMA, INDEX_VERSION, IndexPart, map_part, numpy_type, write_part
 
 __all__ = [
     "INDEX_SCHEMA",
@@ -102,7 +102,7 @@ class DatasetIndex:
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """A copy (N,) of a numeric column of ``INDEX_SCHEMA``."""
-        out = np.empty(len(self), dtype=INDEX_SCHEMA.field(name).type.to_pandas_dtype())
+        out = np.empty(len(self), dtype=numpy_type(name))
         for start, (_, batch) in zip(self._starts, self._batches, strict=False):
             out[start : start + batch.num_rows] = batch.column(name).to_numpy()
         self._release()
@@ -202,7 +202,7 @@ class _Strings:
 
 
 def _to_list(column: pa.StringArray) -> list[str | None]:
-    return cast("list[str | None]", column.to_numpy(zero_copy_only=False).tolist())
+    return cast("list[str | None]", column.to_pylist())
 
 
 def memory_index(batches: Sequence[pa.RecordBatch]) -> DatasetIndex:

@@ -9,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 
 from distrib.errors import InputError, RunError
@@ -44,6 +45,12 @@ _VERSION_KEY: Final = b"ketos_index"
 _FACTS_KEY: Final = b"facts"
 _SAMPLES: Final = 16
 _SAMPLE_BYTES: Final = 4096
+
+
+def numpy_type(name: str) -> np.dtype[Any]:
+    """The numpy type of a numeric column of ``INDEX_SCHEMA``."""
+    # Not to_pandas_dtype: before version 17 of pyarrow it wants pandas installed.
+    return np.dtype(str(INDEX_SCHEMA.field(name).type))
 
 
 class IndexPart:

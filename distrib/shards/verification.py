@@ -18,7 +18,7 @@ from distrib.shards.index import IndexEntry
 from distrib.shards.manifest import MANIFEST_NAME, checksum_of, read_manifest
 from distrib.shards.png import UNREADABLE_IMAGE
 from distrib.shards.remote import is_remote, shown_address
-from distrib.shards.sidecar import index_local
+from distrib.shards.shard_index import index_local
 from distrib.shards.storage import ShardStorage, UnreadableLine
 from distrib.shards.tar_index import IMAGE_FORMATS
 

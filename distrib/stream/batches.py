@@ -135,7 +135,7 @@ def _pad(images: Sequence[npt.NDArray[np.uint8]]) -> torch.Tensor:
         return torch.zeros((0, 1, 0, 0), dtype=torch.uint8)
     height = max(image.shape[1] for image in images)
     width = max(image.shape[2] for image in images)
-    batch = torch.zeros((len(images), images[0].shape[0], height, width), dtype=torch.uint8)
+    batch = np.zeros((len(images), images[0].shape[0], height, width), dtype=np.uint8)
     for slot, image in zip(batch, images, strict=True):
-        slot[:, : image.shape[1], : image.shape[2]] = torch.from_numpy(image)
-    return batch
+        slot[:, : image.shape[1], : image.shape[2]] = image
+    return torch.from_numpy(batch)

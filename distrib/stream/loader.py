@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -158,7 +159,10 @@ class TrainingLoader:
 
 
 class EvaluationLoader:
-    """All chosen lines once over all processes, in batches of similar width, equally many everywhere."""
+    """All chosen lines once over all processes, in batches of similar width, equally many everywhere.
+
+    ``height`` is the pixels that a column counts against the share's limit.
+    """
 
     def __init__(
         self,
@@ -168,9 +172,10 @@ class EvaluationLoader:
         widths: npt.NDArray[np.int32],
         share: Share,
         workers: int,
+        height: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        plan = sequential_plan(widths, batch_size=share.lines)
+        plan = sequential_plan(widths, batch_size=share.lines, max_pixels=share.pixels, height=height)
         rounds = -(-len(plan) // share.world_size)
         mine = [lines[batch] for batch in plan[share.rank :: share.world_size]]
         mine += [np.empty(0, dtype=np.int64)] * (rounds - len(mine))
@@ -190,8 +195,18 @@ class EvaluationLoader:
 
 def _delivered(loader: DataLoader[LineBatch]) -> Iterator[LineBatch]:
     """The loader's batches. Raises RunError where a worker process was killed."""
-    try:
+    with reader_deaths():
         yield from loader
+
+
+@contextmanager
+def reader_deaths() -> Iterator[None]:
+    """Raise RunError where a worker process of a loader was killed during the block.
+
+    torch learns of it by a signal, so that its RuntimeError may come out of whatever is being computed.
+    """
+    try:
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -238,10 +238,23 @@ class _Random:
         return bits.astype(np.float64) * 2.0**-53
 
 
-def sequential_plan(widths: npt.NDArray[np.integer[Any]], *, batch_size: int) -> list[GlobalBatch]:
-    """Batches for evaluation: all positions once, widest first, so that memory runs out at once or never."""
+def sequential_plan(
+    widths: npt.NDArray[np.integer[Any]], *, batch_size: int, max_pixels: int = 0, height: int = 1
+) -> list[GlobalBatch]:
+    """Batches for evaluation: all positions once, widest first, so that memory runs out at once or never.
+
+    None has more than ``batch_size`` lines, nor more than ``max_pixels`` with padding unless it is a single
+    line (0: no such limit); a column has ``height`` pixels.
+    """
     order = np.argsort(-widths.astype(np.int64), kind="stable")
-    return np.split(order, range(batch_size, order.size, batch_size)) if order.size else []
+    batches, start = [], 0
+    while start < order.size:
+        size = batch_size or order.size
+        if max_pixels:
+            size = min(size, max(1, max_pixels // (height * max(1, int(widths[order[start]])))))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
 
 
 def plan_facts(*, lines: int, data: str, settings: PlanSettings, seed: int) -> dict[str, int | str]:

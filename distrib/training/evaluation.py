@@ -14,7 +14,7 @@ from distrib.model.weights import RecognitionModel
 from distrib.runtime.devices import autocast_of, check_precision, full_precision_dtype, torch_device
 from distrib.stream.batches import BadLine, BatchReader, LineBatch
 from distrib.stream.lines import LineCollection
-from distrib.stream.loader import EvaluationLoader, Share
+from distrib.stream.loader import EvaluationLoader, Share, reader_deaths
 from distrib.stream.widths import input_widths
 from distrib.training.breakdown import FileErrors, LineErrors, WorstLines
 from distrib.training.decoding import recognize
@@ -76,7 +76,7 @@ def evaluate(
         pin_memory=device.startswith("cuda"),
     )
     evaluation, done = Evaluation(worst=WorstLines(keep=keep_worst)), 0
-    with torch.inference_mode(), autocast_of(globals_.precision, device):
+    with reader_deaths(), torch.inference_mode(), autocast_of(globals_.precision, device):
         for batch in loader:
             evaluation.bad_lines += batch.bad
             _add(evaluation, model, batch, collection, device)

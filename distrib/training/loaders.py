@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -42,6 +42,7 @@ class Loaders:
     processes: Processes
     model: RecognitionModel
     network_input: NetworkInput
+    _caches: dict[int, LineCache] = field(default_factory=dict, init=False, repr=False)
 
     def training(
         self, collection: LineCollection, lines: Lines, columns: Columns, settings: PlanSettings, seed: int
@@ -81,6 +82,7 @@ class Loaders:
             widths=columns,
             share=self.share,
             workers=self.globals_.num_workers,
+            height=self.network_input.height or 1,
             pin_memory=self._on_gpu,
         )
 
@@ -117,7 +119,8 @@ class Loaders:
         if collection.remote:
             size //= 2  # the other half is for shards
         digest = hashlib.blake2b(repr(self.network_input).encode(), digest_size=8).hexdigest()
-        return LineCache(self.options.cache_dir, digest, size)
+        # One for training and validation: its warnings come once.
+        return self._caches.setdefault(size, LineCache(self.options.cache_dir, digest, size))
 
 
 def plan_settings(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from distrib.config.sections import Globals, Train
+from distrib.config.sizes import parse_size
 from distrib.errors import InputError
 from distrib.runtime.devices import check_precision
 
@@ -14,6 +15,11 @@ def check_options(options: Train, globals_: Globals) -> None:
     check_precision(globals_.precision, globals_.device)
     if options.quit == "fixed" and options.epochs < 1:
         raise InputError("--quit fixed needs --epochs: the number of epochs to train for.")
+    if options.resume_anyway and not options.resume:
+        raise InputError("--resume-anyway goes with --resume: name the run or checkpoint to go on from.")
+    if not options.batch_size and not options.batch_pixels:
+        raise InputError("--batch-size 0 means as many lines as fit into --batch-pixels; give that as well.")
+    parse_size(options.cache_size, option="--cache-size")
     if options.freq > 1 and not options.freq.is_integer():
         raise InputError(f"--freq {options.freq:g}: above 1 it must be a whole number of epochs.")
     if options.codec is not None and (options.load or options.resume):

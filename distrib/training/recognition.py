@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
 import numpy as np
@@ -69,7 +69,8 @@ class RecognitionModule(pl.LightningModule):
         self._seed = seed
         self._loss_sum: torch.Tensor | float = 0.0
         self._trained = 0
-        self._epoch_bad, self._epoch_lines = 0, 0
+        self._epoch_bad, self._epoch_lines, self._whole_epoch = 0, 0, False
+        self._held_bad, self._held = 0, 0
 
     def training_step(self, batch: StepBatch, batch_index: int) -> None:
         """One optimizer step on the mean over the global step's lines of the negative log-likelihood of
@@ -119,19 +120,24 @@ class RecognitionModule(pl.LightningModule):
         Raises RunError where it is not finite or nothing was trained on: the model would be worthless.
         """
         if not self._trained:
-            raise RunError("None of the training lines could be read; check the data with `ketos inspect`.")
+            self._stop(
+                "None of the training lines could be read; look at the data with `ketos inspect --verify`."
+            )
         self.mean_loss = self.running_loss()
         self._loss_sum, self._trained = 0.0, 0
         if not torch.isfinite(torch.tensor(self.mean_loss)):
-            raise RunError(
+            self._stop(
                 f"The loss is no longer a number in epoch {self.current_epoch + 1}; lessen --lrate, and go "
                 f"on from a checkpoint in {self.options.checkpoint_path}."
             )
         self.validation = ErrorCounts()
+        self._held_bad, self._held = 0, 0
 
     def validation_step(self, batch: LineBatch, batch_index: int) -> None:
         """Add the errors of a batch's lines."""
         self._note_bad("validation", batch)
+        self._held_bad += len(batch.bad)
+        self._held += len(batch.bad) + len(batch.lines)
         if len(batch.lines):
             predictions = recognize(self.model, batch)
             for truth, prediction in zip(batch.texts, predictions, strict=True):
@@ -143,11 +149,17 @@ class RecognitionModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Sum the errors of all processes; log loss, character and word accuracy (at most 1), named as
-        kraken names them."""
-        counts = self._processes.sum(self.validation.to_vector().tolist())
+        kraken names them.
+
+        Raises RunError, at every process, where too many lines could not be read for them to mean something.
+        """
+        bad, lines, *counts = self._processes.sum(
+            [self._held_bad, self._held, *self.validation.to_vector().tolist()]
+        )
         self.validation = ErrorCounts.from_vector(np.asarray(counts, dtype=np.int64))
-        for others in self._processes.gather(self.bad_lines):
-            self.bad_lines |= others
+        self._share_bad_lines()
+        if bad == lines or bad > self.options.max_bad_fraction * max(lines, _FEW_LINES):
+            self._stop_for_bad("validation", f"{bad:.0f} of {lines:.0f} validation lines could not be used")
         self.log("train_loss", self.mean_loss, rank_zero_only=True)
         self.log("val_accuracy", self.validation.accuracy, rank_zero_only=True)
         self.log("val_word_accuracy", self.validation.word_accuracy, rank_zero_only=True)
@@ -207,17 +219,32 @@ class RecognitionModule(pl.LightningModule):
     def _refuse_rubbish(self, batch: StepBatch, facts: StepFacts) -> None:
         """Raise RunError, at every process, where too many lines of the epoch cannot be used."""
         if batch.step == 0:
-            self._epoch_bad, self._epoch_lines = 0, 0
+            self._epoch_bad, self._epoch_lines, self._whole_epoch = 0, 0, True
         self._epoch_bad += facts.bad
         self._epoch_lines += facts.lines + facts.bad
-        seen = self._epoch_lines if batch.last else max(self._epoch_lines, _FEW_LINES)
+        # Of an epoch that was resumed near its end the few lines left say little.
+        known = batch.last and self._whole_epoch
+        seen = self._epoch_lines if known else max(self._epoch_lines, _FEW_LINES)
         if self._epoch_bad > self.options.max_bad_fraction * seen:
-            example = next(iter(self.bad_lines.values()), "see the other processes")
-            raise RunError(
-                f"{self._epoch_bad} of {self._epoch_lines} lines of this epoch could not be used (such as: "
-                f"{example}); look at the data with `ketos inspect --verify`, or allow more with "
-                "--max-bad-fraction."
+            self._share_bad_lines()
+            self._stop_for_bad(
+                "training", f"{self._epoch_bad} of {self._epoch_lines} lines of this epoch could not be used"
             )
+
+    def _share_bad_lines(self) -> None:
+        for others in self._processes.gather(self.bad_lines):
+            self.bad_lines |= others
+
+    def _stop_for_bad(self, where: Literal["training", "validation"], what: str) -> NoReturn:
+        example = next(reason for (place, _), reason in self.bad_lines.items() if place == where)
+        self._stop(
+            f"{what} (such as: {example}); look at the data with `ketos inspect --verify`, or allow more "
+            "with --max-bad-fraction."
+        )
+
+    def _stop(self, reason: str) -> NoReturn:
+        """End all processes, which come here together."""
+        self._processes.stop(RunError(reason))
 
     def _without_narrow(self, batch: LineBatch) -> LineBatch:
         """The batch without lines that came out narrower than was estimated, too narrow for their text."""

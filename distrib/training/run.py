@@ -20,7 +20,9 @@ from distrib.runtime.checkpoint_io import AtomicCheckpointIO
 from distrib.runtime.checkpoints import LAST, best_checkpoint, load_checkpoint, model_from_checkpoint
 from distrib.runtime.cluster_environment import PlacedEnvironment
 from distrib.runtime.devices import lightning_device
+from distrib.runtime.processes import peer_gone
 from distrib.runtime.topology import Topology
+from distrib.stream.loader import reader_deaths
 from distrib.training.bad_lines import BadLinesReport
 from distrib.training.callbacks import Bookkeeping
 from distrib.training.ledger_keeping import LedgerKeeping
@@ -31,9 +33,6 @@ from distrib.training.step_log import StepLog
 from distrib.training.stopping import EarlyStopping
 
 _EXTENSIONS = {"safetensors": "safetensors", "coreml": "mlmodel"}
-_PEER_GONE = re.compile(
-    r"closed by peer|Connection reset|Connection refused|NCCL|Broken pipe|recvBytes", re.I
-)
 _EXPORT = re.compile(r"best_-?\d+\.\d+\.(safetensors|mlmodel)")
 
 
@@ -64,7 +63,7 @@ def fit(run: PreparedRun) -> Outcome:
     if topology.first:
         callbacks += [
             StepLog(directory),
-            BadLinesReport(directory, run.sets),
+            BadLinesReport(directory, run.sets, resumed=run.resume_from is not None),
             TrainingProgress(total_epochs=total),
         ]
     trainer = pl.Trainer(
@@ -86,20 +85,18 @@ def fit(run: PreparedRun) -> Outcome:
         **validation_interval(options.freq, len(run.training)),
     )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), reader_deaths():
             if not run.globals_.verbose:
                 warnings.simplefilter("ignore")
             checkpoint = None if run.resume_from is None else str(run.resume_from)
             trainer.fit(module, run.training, run.validation, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # how Lightning ends on Ctrl-C and SIGTERM
-        raise _interrupted(directory) from None
+        raise _ended(directory, "Interrupted") from None
     except RuntimeError as error:
-        if not (processes.several and _PEER_GONE.search(str(error))):
+        if not (processes.several and peer_gone(error)):
             raise
-        raise RunError(
-            "Another process of this job has ended, its message says why; go on from the last checkpoint "
-            f"with `ketos train --resume {directory}`."
-        ) from error
+        what = "Another process of this job has ended or does not answer, as it or its launcher says"
+        raise _ended(directory, what) from error
     return processes.on_first(lambda: export_best(directory, options.weights_format, module.bad_lines))
 
 
@@ -132,12 +129,10 @@ def _strategy(topology: Topology) -> Any:
     return DDPStrategy(gradient_as_bucket_view=True)
 
 
-def _interrupted(directory: Path) -> RunError:
+def _ended(directory: Path, what: str) -> RunError:
     if (directory / LAST).exists():
-        return RunError(
-            f"Interrupted; go on from the last validation with `ketos train --resume {directory}`."
-        )
-    return RunError("Interrupted before the first validation; there is no checkpoint to go on from.")
+        return RunError(f"{what}; go on from the last validation with `ketos train --resume {directory}`.")
+    return RunError(f"{what} before the first validation; there is no checkpoint to go on from.")
 
 
 def _quiet_lightning(*, verbose: bool) -> None:

@@ -103,8 +103,8 @@ def prepare(
     surveyed_held = survey(sets.validation, sets.validation_lines, pipeline)
     resume_from = None if options.resume is None else checkpoint_to_resume(options.resume)
     checkpoint = None if resume_from is None else load_checkpoint(resume_from)
-    saved = None if checkpoint is None else checkpoint[STATE_KEY]["stream"]
     model = _model(options, sets, surveyed, checkpoint)
+    saved = None if checkpoint is None else _stream_state(checkpoint)
     network_input = network_input_of(model, padding=options.padding)
     chosen = _training_lines(sets.training, surveyed, pipeline, model, network_input)
     held = np.setdiff1d(sets.validation_lines, surveyed_held.empty, assume_unique=True)
@@ -146,6 +146,17 @@ def prepare(
         ),
         resume_from=resume_from,
     )
+
+
+def _stream_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Where the stream stood. Raises InputError for a checkpoint from which no run can go on."""
+    state = checkpoint[STATE_KEY].get("stream")
+    if not isinstance(state, dict) or not {"epoch", "step", "number", "facts"} <= state.keys():
+        raise InputError(
+            "the checkpoint is damaged or of an older version, without the position of its stream; start "
+            "from its weights with --load."
+        )
+    return state
 
 
 def _training_lines(

@@ -16,9 +16,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from distrib.cli.main import ketos
-from distrib.cli.placement import Placement, placement
 from distrib.errors import InputError
 from distrib.ground_truth.sample import write_sample
+from distrib.runtime.topology import topology_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -172,8 +172,9 @@ def test_several_processes_do_not_write_one_file(tmp_path: Path, sample: Path) -
         ({"SLURM_PROCID": "0"}, (0, 1)),
     ],
 )
-def test_placement(environment: dict[str, str], wanted: tuple[int, int]) -> None:
-    assert placement(environment) == Placement(rank=wanted[0], world_size=wanted[1])
+def test_topology(environment: dict[str, str], wanted: tuple[int, int]) -> None:
+    found = topology_of(environment)
+    assert (found.rank, found.world_size) == wanted
 
 
 @pytest.mark.parametrize(
@@ -187,9 +188,9 @@ def test_placement(environment: dict[str, str], wanted: tuple[int, int]) -> None
         {"SLURM_PROCID": "9", "SLURM_NTASKS": "2"},
     ],
 )
-def test_placement_that_makes_no_sense(environment: dict[str, str]) -> None:
-    with pytest.raises(InputError, match="unset both to run a single process"):
-        placement(environment)
+def test_topology_that_makes_no_sense(environment: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=r"unset (these|its) variables to run one process"):
+        topology_of(environment)
 
 
 def compile_process(out: Path, sources: list[Path], *options: str, **popen: object) -> subprocess.Popen[str]:

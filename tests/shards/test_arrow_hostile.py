@@ -158,19 +158,6 @@ def test_null_text_and_image(tmp_path: Path) -> None:
     assert stored.index.column("height").tolist() == [make_line(0).height, 0]
 
 
-@pytest.mark.parametrize(
-    "runs", [[[2, 1]], [[1, 2]], [[-1, 1]], "x", [[1]], [[1 << 70, 1]], [[1, 1 << 70]], 3]
-)
-def test_wrong_batch_sizes_never_give_wrong_lines(tmp_path: Path, runs: object) -> None:
-    own = {"version": 1, "batch_rows": runs}
-    path = foreign(tmp_path / "f.arrow", GOOD_LINES, [row("only")], own=own)
-    try:
-        texts = ReadBack(path).texts()
-    except InputError:
-        return
-    assert texts == ["only"]
-
-
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bytes_never_crash(write: Write, data: st.DataObject) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distrib.model.weights import load_weights
-from distrib.shards.arrow import ArrowDataset
+from distrib.stream.lines import open_collection
 
 from .conftest import TINY_SPEC, ketos
 
@@ -66,7 +66,7 @@ def test_validation_data_replace_the_partition(lines_arrow: Path, tmp_path: Path
     manifest = tmp_path / "val.lst"
     manifest.write_text(str(lines_arrow), encoding="utf-8")
     done = ketos("train", "-f", "binary", "-o", tmp_path / "run", *FEW, "-e", manifest, lines_arrow)
-    count = len(ArrowDataset(lines_arrow))
+    count = len(open_collection([lines_arrow]))
     assert f"training on {count} lines" in done.stdout
     assert f"validating on {count} lines, as given" in done.stdout
 
@@ -157,7 +157,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_a_sentence(lines_arrow: Path
 def test_lines_marked_as_test_are_never_trained_on(sample: Path, tmp_path: Path) -> None:
     data = tmp_path / "pages.arrow"
     ketos("compile", "-f", "xml", "-o", data, *sorted((sample / "alto").glob("*.xml")))
-    marks = ArrowDataset(data).index().splits
+    marks = open_collection([data]).index().splits
     done = ketos("train", "-f", "binary", "-o", tmp_path / "run", *FEW, data)
     assert (marks == 3).any()
     assert f"training on {(marks < 2).sum()} lines" in done.stdout
@@ -188,7 +188,8 @@ def test_lines_of_two_types_are_not_mixed(lines_arrow: Path, sample: Path, tmp_p
     ids=" ".join,
 )
 def test_options_that_change_how_a_run_trains(options: list[str], lines_arrow: Path, tmp_path: Path) -> None:
-    alphabet = sorted({*"".join(ArrowDataset(lines_arrow).texts())})
+    ((_, texts, _),) = open_collection([lines_arrow]).text_chunks()
+    alphabet = sorted({*"".join(texts)})
     labels = {character: [number] for number, character in enumerate(alphabet, start=2)}
     (tmp_path / "codec.json").write_text(json.dumps(labels), encoding="utf-8")
     ketos("train", "-f", "binary", "-o", tmp_path / "run", *FEW, *options, lines_arrow, cwd=tmp_path)

@@ -1,0 +1,90 @@
+"""Jobs of several processes to look at and to hurt while they run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .launching import WAIT_SECONDS, command, environment, kill_tree
+
+
+class Job:
+    """A started command. ``output`` is what it has printed on both streams so far."""
+
+    def __init__(self, process: subprocess.Popen[bytes], printed: Path) -> None:
+        self.process = process
+        self._printed = printed
+
+    @property
+    def output(self) -> str:
+        return self._printed.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def errors(self) -> list[str]:
+        """The sentences of processes that failed; nothing else may begin like them."""
+        return [line for line in self.output.splitlines() if line.startswith("Error: ")]
+
+    def wait_for(self, reached: Callable[[], object]) -> None:
+        """Return once ``reached``; the job must not end before."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not reached():
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.01)
+
+    def ends_within(self, seconds: float) -> int:
+        """The exit code; fails where the job has not ended by then."""
+        try:
+            return self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {seconds} s:\n{self.output}") from None
+
+    def rank(self, number: int) -> int:
+        """The process of a rank under torchrun."""
+        return next(pid for pid in children(self.process.pid) if variables(pid).get("RANK") == str(number))
+
+
+@contextmanager
+def started(
+    world_size: int, *arguments: object, printed: Path, variables: dict[str, str] | None = None
+) -> Iterator[Job]:
+    """A job that is running, and of which nothing is left behind."""
+    with printed.open("wb") as file:
+        process = subprocess.Popen(
+            command(world_size, *arguments),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**environment(), **(variables or {})},
+        )
+    try:
+        yield Job(process, printed)
+    finally:
+        kill_tree(process.pid)
+        process.wait()
+
+
+def kill(pid: int) -> None:
+    """As the system does where memory is short."""
+    os.kill(pid, signal.SIGKILL)
+
+
+def children(pid: int) -> list[int]:
+    """The child processes of a process."""
+    with contextlib.suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def variables(pid: int) -> dict[str, str]:
+    """The environment that a process was started with."""
+    with contextlib.suppress(OSError):
+        pairs = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+        return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    return {}
