@@ -28,6 +28,16 @@ def parser(description: str) -> argparse.ArgumentParser:
     return result
 
 
+def use_one_thread(*, pin: bool) -> None:
+    """Compute with one thread, as `ketos` does outside of torch; ``pin`` keeps this process on one core.
+
+    Call it before numpy is imported. Processes started afterwards inherit it.
+    """
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    if pin:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
 def best_seconds(commands: Mapping[str, Sequence[str]], *, repeat: int, threads: int = 1) -> dict[str, float]:
     """Wall-clock seconds of each command's best run, start-up included; the commands take turns.
 

@@ -23,8 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from common import OURS, ROOT, parser
+from common import OURS, ROOT, parser, use_one_thread
 
 HEIGHT = 120
 BATCH = 16
@@ -77,6 +76,8 @@ def reader_of(dataset: Path, line_type: str, cache: Path | None = None) -> Any:
 
 def batches_of(reader: Any) -> list[Any]:
     """Line numbers of the whole data set, a batch at a time."""
+    import numpy as np
+
     lines = len(reader.collection)
     return np.split(np.arange(lines), range(BATCH, lines, BATCH))
 
@@ -144,8 +145,7 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=6.0, help="seconds of each measurement")
     arguments = options.parse_args()
     sys.path.insert(0, str(ROOT))
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    use_one_thread(pin=True)
     import torch
 
     torch.set_num_threads(1)

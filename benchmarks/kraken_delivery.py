@@ -1,4 +1,4 @@
-"""Lines a processor second of kraken's data set class; run by `delivery.py` with the interpreter kraken is installed in.
+"""Lines a processor second of kraken's data set class; run by `delivery.py` with kraken's interpreter.
 
 python kraken_delivery.py DATASET.arrow bbox|baselines HEIGHT SECONDS
 """

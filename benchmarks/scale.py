@@ -39,11 +39,12 @@ def written(form: str, target: Path, lines: Sequence[Any], size: int) -> Path:
 def measured(dataset: Path, folder: Path, steps: int) -> dict[str, Any]:
     """The report of `ketos train` on the data set."""
     report, run = folder / "report.json", folder / "run"
-    train = ["train", "-f", "binary", "-B", "16", "-q", "fixed", "-N", "100", "-s", SPEC, "-o", str(run)]
+    # Without validations, which the small set would reach and the large one not.
+    train = ["train", "-f", "binary", "-B", "16", "-q", "fixed", "-N", "1000", "-F", "1000", "-s", SPEC]
     words = [sys.executable, str(SCRIPT), str(report), str(steps), "--workers", "1", "--threads", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [*words, *train, str(dataset)],
+        [*words, *train, "-o", str(run), str(dataset)],
         check=True,
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -91,16 +92,22 @@ def main() -> None:
         if shutil.disk_usage(folder).free < 2.5 * arguments.size:
             sys.exit(f"There is no room for {arguments.size} bytes in {folder}; name a --scratch folder.")
         lines = packed_lines(arguments.data, folder)
-        found = {form: compare(form, arguments, lines, folder) for form in arguments.forms}
+        found = {}
+        for form in arguments.forms:
+            found[form] = compare(form, arguments, lines, folder)
+            if not arguments.json:
+                print_row(form, found[form], arguments)
     if arguments.json:
         print(json.dumps(found))
-        return
-    print(f"\nketos train on {arguments.size >> 20} MiB and {SMALL >> 20} MiB, {arguments.steps} steps")
-    print(f"{'form':12} {'first batch, s':>24} {'resident, MiB':>16} {'peak of each process, MiB':>30}")
-    for form, row in found.items():
-        seconds = f"{row['first_run_seconds']:.2f} {row['large_seconds']:.2f} / {row['small_seconds']:.2f}"
-        resident = f"{row['large_resident']} / {row['small_resident']}"
-        print(f"{form:12} {seconds:>24} {resident:>16} {row['large_peaks']!s:>16} / {row['small_peaks']}")
+
+
+def print_row(form: str, row: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """What was measured of a form, the large data set first."""
+    print(f"\nketos train, {form}, {arguments.size >> 20} and {SMALL >> 20} MiB, {arguments.steps} steps")
+    print(f"  seconds to the first batch   {row['large_seconds']:.2f}, {row['small_seconds']:.2f}", end="")
+    print(f" (first run of all {row['first_run_seconds']:.2f})")
+    print(f"  resident, all processes, MiB {row['large_resident']}, {row['small_resident']}")
+    print(f"  most each process held, MiB  {row['large_peaks']}, {row['small_peaks']}", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -73,15 +73,27 @@ class Processes:
         failed = [rank for rank, code in enumerate(codes) if code is not None]
         if not failed:
             return cast(Result, result)
+        self.part()
         if error is not None and failed[0] == self.topology.rank:
             raise error
         raise PeerError(failed[0], int(codes[failed[0]] or 1)) from None
 
     def stop(self, error: KetosError) -> NoReturn:
         """End all processes, which agree on ``error``: rank zero raises it, the others are silent."""
+        self.part()
         if self.topology.first:
             raise error
         raise PeerError(0, error.exit_code)
+
+    def part(self) -> None:
+        """Return when all processes are about to leave.
+
+        One that closes its connections at once can fail the collective before in the others: gloo tells
+        them that it is gone before it hands over what it had sent.
+        """
+        if self.several:
+            with suppress(RuntimeError):
+                dist.all_reduce(torch.zeros(1))
 
     def on_first(self, function: Callable[[], Result]) -> Result:
         """What ``function`` returns at rank zero, which alone calls it, at every process."""
@@ -132,8 +144,10 @@ def joined(topology: Topology, *, device: str) -> Iterator[Processes]:
             f"Process {topology.rank} of {topology.world_size} could not join the others ({reason}); check "
             "MASTER_ADDR, MASTER_PORT and the network between the nodes."
         ) from error
+    processes = Processes(topology)
     try:
-        yield Processes(topology)
+        yield processes
+        processes.part()
     except RuntimeError as error:
         if not peer_gone(error):
             raise

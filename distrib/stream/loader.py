@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -210,6 +212,9 @@ def reader_deaths() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
+        if threading.current_thread() is threading.main_thread():
+            # Else it would be raised anew, out of whatever cleans up, as each of the other workers ends.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise RunError(
             "A process reading data was killed, most likely for want of memory; lessen --workers or "
             "--batch-size, or give the job more memory."

@@ -126,7 +126,9 @@ def test_an_unreadable_line_is_counted_and_named(lines_arrow: Path, tmp_path: Pa
     broken.write_bytes(content)
     done = ketos("train", "-f", "binary", "-o", tmp_path / "run", *FEW, "-B", 1, broken)
     assert "1 line could not be used" in done.stderr
-    assert ".png" in done.stderr
+    (bad,) = (tmp_path / "run" / "bad_lines.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(bad)["source"].endswith(".png")
+    assert "has changed on its disk" in json.loads(bad)["reason"]
 
 
 def test_a_line_too_narrow_for_its_text_is_left_out_and_counted(sample: Path, tmp_path: Path) -> None:
@@ -222,11 +224,11 @@ def test_32_lines_are_learned_by_heart(sample: Path, tmp_path: Path) -> None:
         "-B",
         2,
         "-N",
-        150,
+        250,
         "-F",
         5,
         "--lag",
-        30,
+        50,
         "-r",
         3e-3,
         "-s",
@@ -236,7 +238,8 @@ def test_32_lines_are_learned_by_heart(sample: Path, tmp_path: Path) -> None:
         "-e",
         manifest,
     ]
-    ketos("train", "-f", "path", "-o", tmp_path / "run", *options)
+    # When CTC takes off is a matter of luck, twice as late with some seeds as with others.
+    ketos("--seed", 7, "train", "-f", "path", "-o", tmp_path / "run", *options)
     (weights,) = (tmp_path / "run").glob("best_*.safetensors")
     assert float(weights.stem.removeprefix("best_")) >= 0.99
     # What validation logs is what a test of the same lines reports, to the last digit.
