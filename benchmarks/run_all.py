@@ -6,5 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-for script in ("compile.py", "delivery.py", "training.py"):
+SCRIPTS = (
+    "compile.py",
+    "delivery.py",
+    "order.py",
+    "loader.py",
+    "micro_batches.py",
+    "scale.py",
+    "training.py",
+)
+
+for script in SCRIPTS:
     subprocess.run([sys.executable, str(Path(__file__).parent / script), *sys.argv[1:]], check=True)

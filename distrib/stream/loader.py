@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from distrib.errors import InputError, RunError
+from distrib.errors import InputError, KetosError, RunError
 from distrib.stream.batches import BatchReader, LineBatch, StepBatch
 from distrib.stream.micro_batches import split_step
 from distrib.stream.plan import EpochPlan, PlanSettings, describe_difference, sequential_plan
@@ -195,10 +195,21 @@ class EvaluationLoader:
         return _delivered(self._loader)
 
 
-def _delivered(loader: DataLoader[LineBatch]) -> Iterator[LineBatch]:
-    """The loader's batches. Raises RunError where a worker process was killed."""
+def _delivered(loader: DataLoader[LineBatch | _Failed]) -> Iterator[LineBatch]:
+    """The loader's batches. Raises RunError where a worker process was killed, or what ended its reading."""
     with reader_deaths():
-        yield from loader
+        batches = iter(loader)
+        while True:
+            try:
+                batch = next(batches, None)
+            except (ConnectionError, EOFError, FileNotFoundError) as error:
+                # It was killed while it sent something, and torch may not know of its death yet.
+                raise _reader_killed() from error
+            if batch is None:
+                return
+            if isinstance(batch, _Failed):
+                raise batch.error
+            yield batch
 
 
 @contextmanager
@@ -212,13 +223,17 @@ def reader_deaths() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        if threading.current_thread() is threading.main_thread():
-            # Else it would be raised anew, out of whatever cleans up, as each of the other workers ends.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        raise RunError(
-            "A process reading data was killed, most likely for want of memory; lessen --workers or "
-            "--batch-size, or give the job more memory."
-        ) from error
+        raise _reader_killed() from error
+
+
+def _reader_killed() -> RunError:
+    if threading.current_thread() is threading.main_thread():
+        # torch would raise its error anew out of whatever cleans up, as each of the other workers ends.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return RunError(
+        "A process reading data was killed, most likely for want of memory or shared memory; lessen "
+        "--workers or --batch-size, or give the job more of it."
+    )
 
 
 class _Queue(Sampler[Lines]):
@@ -231,19 +246,29 @@ class _Queue(Sampler[Lines]):
         return self.items
 
 
-class _BatchDataset(Dataset[LineBatch]):
+@dataclass(frozen=True)
+class _Failed:
+    """What ended a worker's reading, as it is: torch would hand over its traceback as its message."""
+
+    error: KetosError | MemoryError | OSError
+
+
+class _BatchDataset(Dataset[LineBatch | _Failed]):
     """Whole batches as items, so that a worker pads and encodes what it decoded."""
 
     def __init__(self, reader: BatchReader) -> None:
         self._reader = reader
 
-    def __getitem__(self, lines: Lines) -> LineBatch:
-        return self._reader(lines)
+    def __getitem__(self, lines: Lines) -> LineBatch | _Failed:
+        try:
+            return self._reader(lines)
+        except (KetosError, MemoryError, OSError) as error:
+            return _Failed(error)
 
 
 def _data_loader(
     reader: BatchReader, queue: _Queue, *, workers: int, pin_memory: bool, persistent: bool
-) -> DataLoader[LineBatch]:
+) -> DataLoader[LineBatch | _Failed]:
     # The sampler yields whole batches as single items: batch_size None switches torch's collation off.
     return DataLoader(
         _BatchDataset(reader),

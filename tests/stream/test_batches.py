@@ -44,10 +44,15 @@ def written(path: Path, *, normalized: bool) -> Path:
     """A shard of the lines, of the kind that its name says."""
     height = HEIGHT if normalized else 24
     options = {"line_type": "bbox", "normalized": normalized, "height": HEIGHT if normalized else 0}
-    maker = ArrowWriter if path.suffix == ".arrow" else TarWriter
-    with maker(path, **options) as writer:  # type: ignore[arg-type]
-        for number, text in enumerate(TEXTS):
-            writer.add(packed(number, text, height=height))
+    lines = [packed(number, text, height=height) for number, text in enumerate(TEXTS)]
+    if path.suffix == ".arrow":
+        with ArrowWriter(path, **options) as writer:  # type: ignore[arg-type]
+            for line in lines:
+                writer.add(line)
+        return path
+    with TarWriter(path, **options) as tar:  # type: ignore[arg-type]
+        for number, line in enumerate(lines):
+            tar.add(line, f"{number:04d}")
     return path
 
 

@@ -22,12 +22,15 @@ HEIGHT = 10
 
 
 class Reader:
-    """Stands for a BatchReader: names the lines it was asked for; line ``deadly`` kills its process."""
+    """Stands for a BatchReader: names the lines it was asked for; line ``deadly`` kills its process, or
+    raises ``error``."""
 
-    def __init__(self, deadly: int = -1) -> None:
-        self.deadly = deadly
+    def __init__(self, deadly: int = -1, error: Exception | None = None) -> None:
+        self.deadly, self.error = deadly, error
 
     def __call__(self, lines: np.ndarray[Any, np.dtype[np.int64]]) -> LineBatch:
+        if self.deadly in lines and self.error is not None:
+            raise self.error
         if self.deadly in lines:
             os.kill(os.getpid(), signal.SIGKILL)
         nothing = torch.zeros(0, dtype=torch.int64)
@@ -175,9 +178,40 @@ def test_the_shards_of_a_window_are_announced_before_they_are_read() -> None:
 
 
 def test_a_killed_worker_is_a_sentence_and_no_hang() -> None:
-    loader = training_loader(30, workers=2, reader=Reader(deadly=117))
-    with pytest.raises(RunError, match=r"was killed.*lessen --workers"), reader_deaths():
+    # In a process of its own: torch reports the death by raising in whatever is going on, such as pytest.
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_read_until_killed, args=(theirs,))
+    process.start()
+    assert ours.poll(60), "it hangs"
+    kind, sentence = ours.recv()
+    process.join(60)
+    assert kind == "RunError"
+    assert "was killed" in sentence
+    assert "lessen --workers" in sentence
+    assert process.exitcode == 0
+
+
+def _read_until_killed(connection: Any) -> None:
+    try:
+        with reader_deaths():
+            list(training_loader(30, workers=2, reader=Reader(deadly=117)))
+    except Exception as error:
+        connection.send((type(error).__name__, str(error)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "error",
+    [InputError("The index is damaged."), MemoryError("at line 7"), PermissionError(13, "denied", "x.tar")],
+    ids=repr,
+)
+def test_what_ends_the_reading_of_a_worker_comes_out_as_it_is(error: Exception, workers: int) -> None:
+    """torch would make its whole traceback the sentence that the user gets."""
+    loader = training_loader(30, workers=workers, reader=Reader(deadly=117, error=error))
+    with pytest.raises(type(error)) as raised, reader_deaths():
         list(loader)
+    assert str(raised.value) == str(error)
 
 
 def test_the_death_of_a_worker_is_recognised_wherever_torch_raises_it() -> None:
