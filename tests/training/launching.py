@@ -11,6 +11,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
 
 WAIT_SECONDS = 240.0
 
@@ -89,3 +92,14 @@ def rows(path: Path) -> list[dict[str, float]]:
     """The objects of a JSON lines file; a torn last one is left out."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.split("\n")[:-1] if line]
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two states, such as those of checkpoints, are the same to the bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(equal(*pair) for pair in zip(one, other, strict=True))
+    return bool(one == other)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from distrib.runtime.checkpoints import load_checkpoint
+
 from .conftest import TINY_SPEC
-from .launching import rows, run, run_until
+from .launching import equal, rows, run, run_until
 
 SPEC_WITHOUT_DROPOUT = TINY_SPEC.replace(" Do0.3", "")
 
@@ -72,3 +74,24 @@ def test_a_run_killed_and_resumed_at_other_sizes_is_the_run_that_was_never_inter
     run(3, "--workers", 1, "--seed", 5, "train", "--resume", broken)
     _check_ledger(broken, epochs=3)
     assert _losses(broken) == pytest.approx(_losses(whole), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_resumed_end_bit_identical_to_two_that_were_not(
+    lines_arrow: Path, tmp_path: Path
+) -> None:
+    """Dropout included: it follows from the step and the rank, not from what ran before."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    top = ("--workers", 1, "--seed", 5, "train")
+    run(2, *top, *_options(lines_arrow, whole, "-s", TINY_SPEC))
+
+    def reached() -> bool:
+        return (broken / "last.ckpt").exists() and _steps_in_ledger(broken) >= 14
+
+    assert run_until(2, reached, *top, *_options(lines_arrow, broken, "-s", TINY_SPEC))
+    run(2, "train", "--resume", broken)
+    one, other = load_checkpoint(whole / "last.ckpt"), load_checkpoint(broken / "last.ckpt")
+    assert one["global_step"] == other["global_step"]
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "ketos"):
+        assert equal(one[part], other[part]), part
+    _check_ledger(broken, epochs=3)

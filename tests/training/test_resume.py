@@ -16,22 +16,12 @@ import torch
 from distrib.runtime.checkpoints import load_checkpoint
 
 from .conftest import TINY_SPEC, ketos
-from .launching import command
+from .launching import command, equal
 
 
 def _train(lines: Path, run: Path, *more: object) -> list[object]:
     options = ["-f", "binary", "-B", 4, "-q", "fixed", "-s", TINY_SPEC, "-o", run, *more, lines]
     return ["--workers", 1, "--seed", 5, "train", *options]
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(_equal(*pair) for pair in zip(one, other, strict=True))
-    return bool(one == other)
 
 
 @pytest.mark.parametrize("options", [["-F", 1], ["-F", 0.4, "--accumulate-grad-batches", 3]], ids=str)
@@ -50,7 +40,7 @@ def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(
     one, other = load_checkpoint(whole / "last.ckpt"), load_checkpoint(killed / "last.ckpt")
     assert one["global_step"] == other["global_step"]
     for part in ("state_dict", "optimizer_states", "ketos"):
-        assert _equal(one[part], other[part]), part
+        assert equal(one[part], other[part]), part
     assert not list(killed.glob(".*.part"))
 
 
