@@ -15,7 +15,7 @@ SHARD_BYTES = 256 << 20
 
 def packed_lines(data: Path, scratch: Path, *, height: int = HEIGHT) -> list[Any]:
     """Normalised lines of print16-alto below ``data``, else of drawn pages."""
-    from distrib.shards.pack import PackTask, pack
+    from distrib.shards.compiling.pack import PackTask, pack
 
     pages = sorted((data / "print16-alto").glob("**/*.xml"))
     if not pages:
@@ -29,7 +29,7 @@ def packed_lines(data: Path, scratch: Path, *, height: int = HEIGHT) -> list[Any
 
 def pages_of(lines: Sequence[Any], size: int) -> Iterator[Any]:
     """Pages of these lines, every line with an id of its own, until the images have ``size`` bytes."""
-    from distrib.shards.pack import PackedPage
+    from distrib.shards.compiling.pack import PackedPage
 
     written = 0
     endless = (dataclasses.replace(lines[number % len(lines)], line_id=f"l{number}") for number in count())
@@ -44,10 +44,10 @@ def pages_of(lines: Sequence[Any], size: int) -> Iterator[Any]:
 
 def write_folder(target: Path, lines: Sequence[Any], size: int, shard_format: Any) -> Path:
     """A folder of shards of about ``size`` bytes, as `ketos compile --shard-format` leaves it."""
-    from distrib.shards.merge import merge_parts
-    from distrib.shards.output_folder import OutputFolder
-    from distrib.shards.part import PartWriter, Position, ShardSettings
-    from distrib.shards.work_folder import WorkFolder
+    from distrib.shards.compiling.merge import merge_parts
+    from distrib.shards.compiling.output_folder import OutputFolder
+    from distrib.shards.compiling.part import PartWriter, Position, ShardSettings
+    from distrib.shards.compiling.work_folder import WorkFolder
 
     output = OutputFolder(target)
     work = WorkFolder(output)
@@ -75,7 +75,7 @@ def write_folder(target: Path, lines: Sequence[Any], size: int, shard_format: An
 
 def write_file(target: Path, lines: Sequence[Any], size: int) -> Path:
     """A single `.arrow` of about ``size`` bytes."""
-    from distrib.shards.arrow_writer import ArrowWriter
+    from distrib.shards.compiling.arrow_writer import ArrowWriter
 
     with ArrowWriter(target, line_type="baselines", height=HEIGHT, normalized=True) as writer:
         for page in pages_of(lines, size):

@@ -13,7 +13,7 @@ from distrib.errors import InputError
 
 if TYPE_CHECKING:
     from distrib.runtime.topology import Topology
-    from distrib.shards.compile import CompileJob, CompileSummary
+    from distrib.shards.compiling.compile import CompileJob, CompileSummary
 
 
 @section_command("compile")
@@ -32,7 +32,7 @@ def compile_command(globals_: Globals, options: Compile) -> None:
     from distrib.config.sizes import parse_size
     from distrib.ground_truth.sources import expand_sources
     from distrib.runtime.topology import topology_of
-    from distrib.shards.compile import CompileJob
+    from distrib.shards.compiling.compile import CompileJob
 
     shard_size = parse_size(options.shard_size, option="--shard-size")
     place = topology_of(os.environ)
@@ -70,7 +70,7 @@ def compile_command(globals_: Globals, options: Compile) -> None:
 def _compile_shards(job: CompileJob, place: Topology) -> CompileSummary | None:
     """Compile this process's share; the summary of the whole at rank zero, which alone shows progress."""
     from distrib.cli.display import plural, progress
-    from distrib.shards.compile_shards import compile_shards
+    from distrib.shards.compiling.compile_shards import compile_shards
 
     if place.rank != 0:
         return compile_shards(job, rank=place.rank, world_size=place.world_size)

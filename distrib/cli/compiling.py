@@ -14,14 +14,14 @@ from distrib.config.sizes import parse_size
 if TYPE_CHECKING:
     from distrib.config.sections import DataFormat, LineTypeName
     from distrib.runtime.processes import Processes
-    from distrib.shards.compile import CompileJob, CompileSummary
+    from distrib.shards.compiling.compile import CompileJob, CompileSummary
     from distrib.shards.storage import ShardStorage
     from distrib.stream.lines import LineCollection
 
 
 def compile_with_progress(job: CompileJob) -> CompileSummary:
     """Run a compile job, showing how far it is."""
-    from distrib.shards.compile import compile_dataset
+    from distrib.shards.compiling.compile import compile_dataset
 
     with progress("Compiling") as show:
         return compile_dataset(
@@ -85,7 +85,7 @@ def open_data(
         return [str(compiled)]
 
     def _compile(sources: Sequence[Path]) -> None:
-        from distrib.shards.compile import DEFAULT_HEIGHT, CompileJob
+        from distrib.shards.compiling.compile import DEFAULT_HEIGHT, CompileJob
 
         assert format_type != "binary"
         job = CompileJob(

@@ -100,7 +100,7 @@ def _network(options: Inspect) -> Network:
 
 def _verify(datasets: Sequence[Dataset], storage: ShardStorage, workers: int) -> list[Damage]:
     """Read all data sets whole; what is damaged, in order."""
-    from distrib.shards.ordered import WorkerDied, map_ordered
+    from distrib.shards.compiling.ordered import WorkerDied, map_ordered
     from distrib.shards.verification import verify, verify_index, verify_tasks
 
     tasks = [task for dataset in datasets for task in verify_tasks(dataset, storage)]

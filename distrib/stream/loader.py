@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -66,12 +67,14 @@ class TrainingLoader:
         pin_memory: bool = False,
         on_shards: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
-        self._lines, self._widths, self._shard_sizes = lines, widths, shard_sizes
-        self._settings, self._seed, self._share = settings, seed, share
+        self._lines, self._widths = lines, widths
+        self._settings, self._share = settings, share
         self._on_shards = on_shards
         self._epoch, self._step, self._number = 0, 0, 0
         self.facts = facts
-        self.plan = lru_cache(maxsize=2)(self._make_plan)
+        # Without a reference to this object: in a cycle, workers would end seconds after the last use.
+        make_plan = partial(EpochPlan, shard_sizes, widths, settings=settings, seed=seed)
+        self._plans = lru_cache(maxsize=2)(make_plan)
         self._queue = _Queue()
         self._loader = _data_loader(
             reader, self._queue, workers=workers, pin_memory=pin_memory, persistent=True
@@ -111,10 +114,9 @@ class TrainingLoader:
         # Lets the workers come to rest before the next epoch.
         next(delivered, None)
 
-    def _make_plan(self, epoch: int) -> EpochPlan:
-        return EpochPlan(
-            self._shard_sizes, self._widths, settings=self._settings, seed=self._seed, epoch=epoch
-        )
+    def plan(self, epoch: int) -> EpochPlan:
+        """The steps of an epoch, over all processes."""
+        return self._plans(epoch=epoch)
 
     def _micro_batches(self, plan: EpochPlan, start: int, parts: deque[int]) -> Iterator[Lines]:
         """The line numbers of this process's micro-batches; how many each step has goes to ``parts``."""
@@ -208,7 +210,10 @@ def _delivered(loader: DataLoader[LineBatch | _Failed]) -> Iterator[LineBatch]:
             if batch is None:
                 return
             if isinstance(batch, _Failed):
-                raise batch.error
+                try:
+                    raise batch.error
+                finally:
+                    del batch  # it would keep the workers for as long as its error is kept
             yield batch
 
 
@@ -269,19 +274,22 @@ class _BatchDataset(Dataset[LineBatch | _Failed]):
 def _data_loader(
     reader: BatchReader, queue: _Queue, *, workers: int, pin_memory: bool, persistent: bool
 ) -> DataLoader[LineBatch | _Failed]:
-    # The sampler yields whole batches as single items: batch_size None switches torch's collation off.
-    return DataLoader(
-        _BatchDataset(reader),
-        batch_size=None,
-        sampler=queue,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        persistent_workers=persistent and workers > 0,
-        prefetch_factor=_PREFETCH if workers else None,
-        worker_init_fn=_one_thread,
-        # The seed of its workers, which use none, must not be drawn from the generator that dropout uses.
-        generator=torch.Generator(),
-    )
+    with warnings.catch_warnings():
+        # How many workers there are is the user's choice, and torch's advice speaks to programmers.
+        warnings.simplefilter("ignore")
+        # The sampler yields whole batches as single items: batch_size None switches torch's collation off.
+        return DataLoader(
+            _BatchDataset(reader),
+            batch_size=None,
+            sampler=queue,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            persistent_workers=persistent and workers > 0,
+            prefetch_factor=_PREFETCH if workers else None,
+            worker_init_fn=_one_thread,
+            # The seed of its workers, which use none, must not be drawn from the generator dropout uses.
+            generator=torch.Generator(),
+        )
 
 
 def _one_thread(_: int) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from distrib.cli.inspection import render_alphabet, visible
 from distrib.cli.main import ketos
-from distrib.shards.arrow_writer import ArrowWriter, PackedLine
+from distrib.shards.compiling.arrow_writer import ArrowWriter, PackedLine
 from distrib.shards.png import encode_png
 
 SPEC = "[1,16,0,1 Cr3,3,8 Mp2,2 S1(1x0)1,3 Lbx8]"

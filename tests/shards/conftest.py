@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distrib.shards.arrow_writer import ArrowWriter, PackedLine
+from distrib.shards.compiling.arrow_writer import ArrowWriter, PackedLine
 from distrib.shards.dataset import open_dataset
 from distrib.shards.index import IndexEntry
 from distrib.shards.png import decode_png, encode_png

@@ -13,7 +13,7 @@ from PIL import ImageChops
 from distrib.errors import InputError
 from distrib.shards.arrow import SPLIT_CODES, UNTAGGED, open_arrow
 from distrib.shards.arrow_schema import KRAKEN_FIELDS, line_key, page_key
-from distrib.shards.arrow_writer import ArrowWriter
+from distrib.shards.compiling.arrow_writer import ArrowWriter
 from distrib.shards.png import decode_png
 
 from .conftest import ReadBack, Write, make_image, make_line
@@ -136,7 +136,7 @@ def test_batches_have_the_given_size_and_kraken_columns_come_first(write: Write)
 def test_large_images_end_a_batch_early(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """A huge --recordbatch-size must not gather gigabytes before the first write."""
     size = len(make_line(0).png)
-    monkeypatch.setattr("distrib.shards.arrow_writer.MAX_BATCH_BYTES", 2 * size)
+    monkeypatch.setattr("distrib.shards.compiling.arrow_writer.MAX_BATCH_BYTES", 2 * size)
     path = write((make_line(0) for _ in range(5)), recordbatch_size=1_000_000)
     with pa.ipc.open_file(path) as reader:
         assert [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)] == [2, 2, 1]

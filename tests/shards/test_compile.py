@@ -16,8 +16,8 @@ from PIL import Image
 
 from distrib.errors import InputError, RunError
 from distrib.ground_truth.records import LineImage, Skip, SkipReason
-from distrib.shards.compile import CompileJob, CompileProgress, compile_dataset
-from distrib.shards.pack import PAIRS_A_TASK
+from distrib.shards.compiling.compile import CompileJob, CompileProgress, compile_dataset
+from distrib.shards.compiling.pack import PAIRS_A_TASK
 
 from .conftest import ReadBack
 

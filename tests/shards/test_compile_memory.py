@@ -18,8 +18,8 @@ import os, resource, sys
 from pathlib import Path
 from PIL import Image
 from distrib.ground_truth.records import LineImage
-from distrib.shards.compile import CompileJob, compile_dataset
-from distrib.shards.compile_shards import compile_shards
+from distrib.shards.compiling.compile import CompileJob, compile_dataset
+from distrib.shards.compiling.compile_shards import compile_shards
 
 def read(source, **options):
     for number in range(10):  # noise: its PNG is as large as its pixels

@@ -14,8 +14,9 @@ import pytest
 
 from distrib.errors import InputError
 from distrib.shards import sidecar
-from distrib.shards.arrow_writer import ArrowWriter, PackedLine
 from distrib.shards.cache import ShardCache
+from distrib.shards.compiling.arrow_writer import ArrowWriter, PackedLine
+from distrib.shards.compiling.tar_writer import TarWriter
 from distrib.shards.dataset import Dataset, open_dataset
 from distrib.shards.index import write_index
 from distrib.shards.manifest import (
@@ -28,7 +29,6 @@ from distrib.shards.manifest import (
 )
 from distrib.shards.shard_index import index_local
 from distrib.shards.storage import ShardStorage
-from distrib.shards.tar_writer import TarWriter
 
 from .conftest import Write, make_line
 

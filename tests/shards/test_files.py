@@ -15,7 +15,7 @@ import pytest
 
 from distrib.errors import InputError, KetosError, RunError
 from distrib.files import AsideFile, write_error
-from distrib.shards.arrow_writer import ArrowWriter
+from distrib.shards.compiling.arrow_writer import ArrowWriter
 
 from .conftest import ReadBack, Write, make_line
 
@@ -139,7 +139,7 @@ def test_killed_while_writing_leaves_nothing(tmp_path: Path) -> None:
         """
         import os, signal, sys
         from pathlib import Path
-        from distrib.shards.arrow_writer import ArrowWriter, PackedLine
+        from distrib.shards.compiling.arrow_writer import ArrowWriter, PackedLine
         with ArrowWriter(Path(sys.argv[1]), line_type="bbox", recordbatch_size=1) as writer:
             for i in range(3):
                 writer.add(PackedLine(text="x", png=b"y" * 100_000, source="s", line_id="l",
@@ -158,7 +158,7 @@ def test_killed_while_copying_leaves_no_output(tmp_path: Path) -> None:
         """
         import os, signal, sys
         from pathlib import Path
-        from distrib.shards.arrow_writer import ArrowWriter, PackedLine
+        from distrib.shards.compiling.arrow_writer import ArrowWriter, PackedLine
         os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
         with ArrowWriter(Path(sys.argv[1]), line_type="bbox") as writer:
             writer.add(PackedLine(text="x", png=b"y", source="s", line_id="l", width=1, height=1, mode="L"))
@@ -176,7 +176,7 @@ def test_full_disk(tmp_path: Path) -> None:
         import resource, sys
         from pathlib import Path
         from distrib.errors import RunError
-        from distrib.shards.arrow_writer import ArrowWriter, PackedLine
+        from distrib.shards.compiling.arrow_writer import ArrowWriter, PackedLine
         resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
         try:
             with ArrowWriter(Path(sys.argv[1]), line_type="bbox", recordbatch_size=2) as writer:

@@ -19,7 +19,8 @@ from PIL import Image
 
 from distrib.ground_truth.network_input import NetworkInput, normalized_line
 from distrib.shards.arrow_index import index_arrow
-from distrib.shards.arrow_writer import ArrowWriter, PackedLine
+from distrib.shards.compiling.arrow_writer import ArrowWriter, PackedLine
+from distrib.shards.compiling.tar_writer import TarWriter
 from distrib.shards.dataset import Dataset, open_dataset
 from distrib.shards.index import write_index
 from distrib.shards.inspection import PERCENTILES, DatasetFacts, Inspector, Lengths, Network
@@ -33,7 +34,6 @@ from distrib.shards.manifest import (
 from distrib.shards.png import encode_png
 from distrib.shards.storage import ShardStorage
 from distrib.shards.tar_index import index_tar
-from distrib.shards.tar_writer import TarWriter
 from distrib.shards.verification import Damage, verify, verify_index, verify_tasks
 
 from .conftest import Write, make_line

@@ -20,7 +20,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 from PIL import Image
 from delivery import batches_of, reader_of
-from distrib.shards.arrow_writer import PackedLine
+from distrib.shards.compiling.arrow_writer import PackedLine
 from distrib.shards.png import encode_png
 from repeated import write_file, write_folder
 

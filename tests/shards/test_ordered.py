@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from distrib.shards.ordered import TASKS_AHEAD, WorkerDied, map_ordered
+from distrib.shards.compiling.ordered import TASKS_AHEAD, WorkerDied, map_ordered
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,7 +66,7 @@ def script(tmp_path: Path, body: str) -> subprocess.Popen[str]:
 
 WAITING = """
     import sys, time
-    from distrib.shards.ordered import map_ordered
+    from distrib.shards.compiling.ordered import map_ordered
 
     def work(seconds):
         import os

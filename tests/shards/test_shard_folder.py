@@ -22,8 +22,8 @@ from PIL import Image
 from distrib.errors import InputError
 from distrib.ground_truth.records import LineImage, Skip, SkipReason
 from distrib.shards.arrow import SPLIT_CODES
-from distrib.shards.compile import CompileJob, CompileProgress, CompileSummary, compile_dataset
-from distrib.shards.compile_shards import compile_shards
+from distrib.shards.compiling.compile import CompileJob, CompileProgress, CompileSummary, compile_dataset
+from distrib.shards.compiling.compile_shards import compile_shards
 from distrib.shards.index import open_index
 from distrib.shards.manifest import read_manifest
 from distrib.shards.png import decode_png

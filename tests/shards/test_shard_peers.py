@@ -14,10 +14,10 @@ from PIL import Image
 
 from distrib.errors import InputError, RunError
 from distrib.ground_truth.records import LineImage
-from distrib.shards.compile import CompileJob
-from distrib.shards.compile_shards import compile_shards
+from distrib.shards.compiling.compile import CompileJob
+from distrib.shards.compiling.compile_shards import compile_shards
+from distrib.shards.compiling.peers import Peers, PeerTimes, Progress
 from distrib.shards.manifest import read_manifest
-from distrib.shards.peers import Peers, PeerTimes, Progress
 
 QUICK = PeerTimes(beat=0.05, silence=1.0, start=10.0, poll=0.05)
 

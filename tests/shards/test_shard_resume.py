@@ -19,8 +19,8 @@ from PIL import Image
 
 from distrib.errors import KetosError, RunError
 from distrib.ground_truth.records import LineImage, Skip, SkipReason
-from distrib.shards.compile import CompileJob, CompileSummary
-from distrib.shards.compile_shards import compile_shards
+from distrib.shards.compiling.compile import CompileJob, CompileSummary
+from distrib.shards.compiling.compile_shards import compile_shards
 
 _FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 
@@ -331,7 +331,7 @@ def test_a_full_disk_keeps_what_is_done(
         return "blake2b:" + 32 * "0"
 
     with monkeypatch.context() as patched:
-        patched.setattr("distrib.shards.part.checksum_of", full)
+        patched.setattr("distrib.shards.compiling.part.checksum_of", full)
         with pytest.raises(RunError, match="no space left"):
             compiled(pages, out)
     assert contents(out) == before

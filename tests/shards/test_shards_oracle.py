@@ -12,7 +12,7 @@ from PIL import Image
 
 from distrib.ground_truth.records import FormatType, LineType
 from distrib.shards.arrow import open_arrow
-from distrib.shards.compile import CompileJob, compile_dataset
+from distrib.shards.compiling.compile import CompileJob, compile_dataset
 
 from .conftest import ReadBack
 

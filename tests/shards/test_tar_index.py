@@ -17,8 +17,8 @@ from distrib.errors import InputError
 from distrib.shards import tar_index
 from distrib.shards.arrow import SPLIT_CODES
 from distrib.shards.arrow_schema import content_key, line_key, page_key
+from distrib.shards.compiling.tar_writer import TarWriter
 from distrib.shards.tar_index import index_tar, read_tar
-from distrib.shards.tar_writer import TarWriter
 
 from .conftest import make_image, make_line
 

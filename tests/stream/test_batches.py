@@ -13,9 +13,9 @@ from PIL import Image
 
 from distrib.ground_truth.network_input import NetworkInput
 from distrib.ground_truth.text import TextPipeline
-from distrib.shards.arrow_writer import ArrowWriter, PackedLine
+from distrib.shards.compiling.arrow_writer import ArrowWriter, PackedLine
+from distrib.shards.compiling.tar_writer import TarWriter
 from distrib.shards.png import encode_png
-from distrib.shards.tar_writer import TarWriter
 from distrib.stream.batches import BatchReader, LineBatch
 from distrib.stream.line_cache import LineCache
 from distrib.stream.lines import LineCollection, open_collection

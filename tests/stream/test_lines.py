@@ -14,7 +14,7 @@ from PIL import Image
 
 from distrib.errors import InputError
 from distrib.shards.arrow_schema import line_key
-from distrib.shards.arrow_writer import ArrowWriter, PackedLine
+from distrib.shards.compiling.arrow_writer import ArrowWriter, PackedLine
 from distrib.shards.png import encode_png
 from distrib.stream.lines import SPLIT_CODES, UnreadableLine, open_collection
 

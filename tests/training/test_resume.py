@@ -24,7 +24,13 @@ def _train(lines: Path, run: Path, *more: object) -> list[object]:
     return ["--workers", 1, "--seed", 5, "train", *options]
 
 
-@pytest.mark.parametrize("options", [["-F", 1], ["-F", 0.4, "--accumulate-grad-batches", 3]], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["-F", 1], id="epochs", marks=pytest.mark.slow),
+        pytest.param(["-F", 0.4, "--accumulate-grad-batches", 3], id="inside an epoch, accumulated"),
+    ],
+)
 def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(
     lines_arrow: Path, tmp_path: Path, options: list[object]
 ) -> None:
@@ -44,6 +50,7 @@ def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(
     assert not list(killed.glob(".*.part"))
 
 
+@pytest.mark.slow
 def test_epochs_can_be_added_on_resuming(lines_arrow: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ketos(*_train(lines_arrow, run, "-N", 1))
@@ -80,6 +87,7 @@ def test_a_changed_batch_is_accepted_anyway_from_the_start_of_an_epoch(
     assert [epoch["complete"] for epoch in report["epochs"]][-1]
 
 
+@pytest.mark.slow
 def test_a_run_from_weights_and_from_elsewhere_can_be_resumed(lines_arrow: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     ketos(*_train(lines_arrow, first, "-N", 1))

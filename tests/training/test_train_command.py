@@ -48,7 +48,15 @@ def test_a_second_run_in_the_same_directory_is_refused(run: Path, lines_arrow: P
     assert sorted(run.iterdir()) == before
 
 
-@pytest.mark.parametrize("format_type", ["path", "alto", "page", "xml"])
+@pytest.mark.parametrize(
+    "format_type",
+    [
+        "path",
+        pytest.param("alto", marks=pytest.mark.slow),
+        pytest.param("page", marks=pytest.mark.slow),
+        "xml",
+    ],
+)
 def test_every_format_trains_without_compiling_first(format_type: str, sample: Path, tmp_path: Path) -> None:
     folders = {"path": ["lines"], "alto": ["alto"], "page": ["page"], "xml": ["alto", "page"]}
     ending = "png" if format_type == "path" else "xml"
@@ -204,7 +212,9 @@ def test_options_that_change_how_a_run_trains(options: list[str], lines_arrow: P
         assert list((tmp_path / "logs").rglob("events.out.*"))
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize(
+    "precision", ["bf16-mixed", *(pytest.param(p, marks=pytest.mark.slow) for p in ("bf16-true", "64-true"))]
+)
 def test_precisions_train_and_deterministic_is_accepted(
     precision: str, lines_arrow: Path, tmp_path: Path
 ) -> None:

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from distrib.files import write_error, written_whole
-from distrib.shards.output_folder import OutputFolder
-from distrib.shards.part import WrittenShard, index_path, record_path, written_shards
+from distrib.shards.compiling.output_folder import OutputFolder
+from distrib.shards.compiling.part import WrittenShard, index_path, record_path, written_shards
 
 
 class WorkFolder:

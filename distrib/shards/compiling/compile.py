@@ -15,12 +15,12 @@ from distrib.files import check_output
 from distrib.ground_truth.reader import read_line_images
 from distrib.ground_truth.records import FormatType, LineType, Skip, SkipReason
 from distrib.shards.arrow_schema import MAGIC
-from distrib.shards.arrow_writer import ArrowWriter
+from distrib.shards.compiling.arrow_writer import ArrowWriter
+from distrib.shards.compiling.ordered import WorkerDied, map_ordered
+from distrib.shards.compiling.pack import PAIRS_A_TASK, LineReader, PackedPage, PackTask, pack
+from distrib.shards.compiling.skip_report import SkipReport
+from distrib.shards.compiling.tally import Tally, enumerate_sources, nothing_usable
 from distrib.shards.manifest import ShardFormat
-from distrib.shards.ordered import WorkerDied, map_ordered
-from distrib.shards.pack import PAIRS_A_TASK, LineReader, PackedPage, PackTask, pack
-from distrib.shards.skip_report import SkipReport
-from distrib.shards.tally import Tally, enumerate_sources, nothing_usable
 
 ForcedType = Literal["bbox", "baseline"]
 Result = TypeVar("Result")

@@ -16,9 +16,9 @@ from typing import Any
 from distrib.files import write_error, written_whole
 from distrib.ground_truth.records import Skip, SkipReason
 from distrib.shards.arrow_schema import IMAGE_MODES, ImageMode
-from distrib.shards.arrow_writer import PackedLine
-from distrib.shards.pack import PackedPage
-from distrib.shards.statistics import Statistics
+from distrib.shards.compiling.arrow_writer import PackedLine
+from distrib.shards.compiling.pack import PackedPage
+from distrib.shards.compiling.statistics import Statistics
 
 Run = tuple[int, ImageMode, tuple[str, ...]]
 """So many lines in a row with this source mode and these languages, which an index does not hold."""

@@ -17,9 +17,9 @@ from distrib.ground_truth.network_input import normalized_line
 from distrib.ground_truth.reader import read_line_images
 from distrib.ground_truth.records import FormatType, LineImage, LineType, Skip, SkipReason
 from distrib.shards.arrow_schema import ImageMode
-from distrib.shards.arrow_writer import PackedLine
+from distrib.shards.compiling.arrow_writer import PackedLine
+from distrib.shards.compiling.source_digest import digest_key, source_digest
 from distrib.shards.png import encode_png
-from distrib.shards.source_digest import digest_key, source_digest
 
 PAIRS_A_TASK: Final = 16
 """Line pairs a task: one takes milliseconds, about as long as handing it to a process and back."""

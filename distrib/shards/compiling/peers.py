@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from distrib.errors import InputError, KetosError, RunError
 from distrib.files import write_error, written_whole
-from distrib.shards.folder_lock import FolderInUse, FolderLock
+from distrib.shards.compiling.folder_lock import FolderInUse, FolderLock
 
 _BEAT_BYTES: Final = 96
 

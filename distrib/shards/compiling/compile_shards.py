@@ -19,7 +19,7 @@ from pathlib import Path
 from distrib.errors import InputError
 from distrib.files import check_output, write_error
 from distrib.ground_truth.reader import read_line_images
-from distrib.shards.compile import (
+from distrib.shards.compiling.compile import (
     CompileJob,
     CompileProgress,
     CompileSummary,
@@ -28,14 +28,14 @@ from distrib.shards.compile import (
     pack_tasks,
     packed_pages,
 )
-from distrib.shards.merge import Merged, merge_parts
-from distrib.shards.output_folder import OutputFolder
-from distrib.shards.pack import LineReader, PackedPage, digests, pack
-from distrib.shards.part import PartWriter, ShardSettings, WrittenShard, kept_shards, written_shards
-from distrib.shards.peers import Peers, PeerTimes, Progress
-from distrib.shards.reuse import Origin, ReusePool, dataset_origin, part_origin
-from distrib.shards.source_digest import EXTRACTION_VERSION
-from distrib.shards.work_folder import WorkFolder
+from distrib.shards.compiling.merge import Merged, merge_parts
+from distrib.shards.compiling.output_folder import OutputFolder
+from distrib.shards.compiling.pack import LineReader, PackedPage, digests, pack
+from distrib.shards.compiling.part import PartWriter, ShardSettings, WrittenShard, kept_shards, written_shards
+from distrib.shards.compiling.peers import Peers, PeerTimes, Progress
+from distrib.shards.compiling.reuse import Origin, ReusePool, dataset_origin, part_origin
+from distrib.shards.compiling.source_digest import EXTRACTION_VERSION
+from distrib.shards.compiling.work_folder import WorkFolder
 
 OnPage = Callable[[CompileProgress], None]
 

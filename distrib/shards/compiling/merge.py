@@ -10,6 +10,13 @@ from pathlib import Path
 from distrib import __version__
 from distrib.errors import RunError
 from distrib.files import write_error, written_whole
+from distrib.shards.compiling.output_folder import INDEX, SOURCES
+from distrib.shards.compiling.part import ShardSettings, WrittenShard, written_shards
+from distrib.shards.compiling.shard_records import DamagedRecord
+from distrib.shards.compiling.skip_report import SkipReport
+from distrib.shards.compiling.statistics import Statistics, sorted_counts
+from distrib.shards.compiling.tally import Tally, nothing_usable
+from distrib.shards.compiling.work_folder import WorkFolder
 from distrib.shards.index import write_index
 from distrib.shards.manifest import (
     MANIFEST_NAME,
@@ -20,13 +27,6 @@ from distrib.shards.manifest import (
     checksum_of,
     write_manifest,
 )
-from distrib.shards.output_folder import INDEX, SOURCES
-from distrib.shards.part import ShardSettings, WrittenShard, written_shards
-from distrib.shards.shard_records import DamagedRecord
-from distrib.shards.skip_report import SkipReport
-from distrib.shards.statistics import Statistics, sorted_counts
-from distrib.shards.tally import Tally, nothing_usable
-from distrib.shards.work_folder import WorkFolder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,14 +21,14 @@ from distrib.errors import InputError
 from distrib.files import write_error, written_whole
 from distrib.ground_truth.records import BaseDirection, Skip, Split
 from distrib.shards.arrow import SPLIT_CODES
-from distrib.shards.arrow_writer import PackedLine
+from distrib.shards.compiling.arrow_writer import PackedLine
+from distrib.shards.compiling.output_folder import SOURCES
+from distrib.shards.compiling.pack import PackedPage
+from distrib.shards.compiling.part import written_shards
+from distrib.shards.compiling.shard_records import DamagedRecord, Run, SourceRecord
+from distrib.shards.compiling.source_digest import digest_key
 from distrib.shards.index import DatasetIndex, IndexEntry, open_index, write_index
 from distrib.shards.manifest import MANIFEST_NAME, read_manifest
-from distrib.shards.output_folder import SOURCES
-from distrib.shards.pack import PackedPage
-from distrib.shards.part import written_shards
-from distrib.shards.shard_records import DamagedRecord, Run, SourceRecord
-from distrib.shards.source_digest import digest_key
 
 _SPLITS: Final[dict[int, Split]] = {code: split for split, code in SPLIT_CODES.items()}
 _MERGED: Final = "merged.index"

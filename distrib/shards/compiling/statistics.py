@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from distrib.shards.arrow_schema import IMAGE_MODES, SPLITS, ImageMode, largest_mode
-from distrib.shards.arrow_writer import PackedLine
+from distrib.shards.compiling.arrow_writer import PackedLine
 from distrib.shards.manifest import HISTOGRAM_BIN, WidthHistogram
 
 _BINS: Final = 1024

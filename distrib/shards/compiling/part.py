@@ -24,15 +24,15 @@ from distrib.errors import KetosError
 from distrib.files import write_error
 from distrib.ground_truth.records import LineType
 from distrib.shards.arrow_index import index_arrow
-from distrib.shards.arrow_writer import ArrowWriter
+from distrib.shards.compiling.arrow_writer import ArrowWriter
+from distrib.shards.compiling.pack import PackedPage
+from distrib.shards.compiling.shard_records import DamagedRecord, ShardRecord, SourceRecord, read_sources
+from distrib.shards.compiling.statistics import Statistics
+from distrib.shards.compiling.tar_writer import TarWriter
 from distrib.shards.index import write_index
 from distrib.shards.index_file import map_part
 from distrib.shards.manifest import ShardFormat, checksum_of
-from distrib.shards.pack import PackedPage
-from distrib.shards.shard_records import DamagedRecord, ShardRecord, SourceRecord, read_sources
-from distrib.shards.statistics import Statistics
 from distrib.shards.tar_index import index_tar
-from distrib.shards.tar_writer import TarWriter
 
 SUFFIXES: Final[dict[ShardFormat, str]] = {"arrow": ".arrow", "webdataset": ".tar"}
 

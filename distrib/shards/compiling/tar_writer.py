@@ -15,7 +15,7 @@ from typing import Any, Final
 from distrib.files import AsideFile, write_error
 from distrib.ground_truth.records import LineType
 from distrib.shards.arrow_schema import line_key, page_key
-from distrib.shards.arrow_writer import PackedLine, storable
+from distrib.shards.compiling.arrow_writer import PackedLine, storable
 
 BLOCK: Final = 512
 _OWNER: Final = "ketos"

@@ -1,0 +1,1 @@
+"""Writing data sets: ground truth in, one file or shards out, by one process or many."""
