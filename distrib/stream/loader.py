@@ -41,6 +41,36 @@ class Share:
     pixels: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Slices:
+    """One process's part of a plan's steps; ``on_shards`` is told which shards come next."""
+
+    lines: Lines
+    widths: npt.NDArray[np.int32]
+    share: Share
+    height: int
+    on_shards: Callable[[Sequence[int]], None] | None
+
+    def micro_batches(self, plan: EpochPlan, start: int, parts: deque[int]) -> Iterator[Lines]:
+        """The line numbers of micro-batches from step ``start`` on; how many a step has goes to ``parts``."""
+        announced: tuple[int, ...] = ()
+        for step, batch in enumerate(plan.batches(start), start=start):
+            shards = tuple(plan.window_shards(step))
+            if self.on_shards is not None and shards != announced:
+                self.on_shards(shards)
+                announced = shards
+            slices = split_step(
+                self.widths[batch],
+                world_size=self.share.world_size,
+                max_lines=self.share.lines,
+                max_pixels=self.share.pixels,
+                height=self.height,
+            )[self.share.rank]
+            parts.append(len(slices))
+            for positions in slices:
+                yield self.lines[batch[positions]]
+
+
 class TrainingLoader:
     """One process's part of the steps of one epoch after the other; iterating yields what is left of one.
 
@@ -67,12 +97,13 @@ class TrainingLoader:
         pin_memory: bool = False,
         on_shards: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
-        self._lines, self._widths = lines, widths
-        self._settings, self._share = settings, share
-        self._on_shards = on_shards
+        self._slices = _Slices(
+            lines=lines, widths=widths, share=share, height=settings.height, on_shards=on_shards
+        )
+        self._by_lines = settings.global_lines > 0
         self._epoch, self._step, self._number = 0, 0, 0
         self.facts = facts
-        # Without a reference to this object: in a cycle, workers would end seconds after the last use.
+        # Neither plans nor slices refer to this object: in a cycle, workers end seconds after its last use.
         make_plan = partial(EpochPlan, shard_sizes, widths, settings=settings, seed=seed)
         self._plans = lru_cache(maxsize=2)(make_plan)
         self._queue = _Queue()
@@ -92,13 +123,13 @@ class TrainingLoader:
     @property
     def varies(self) -> bool:
         """Whether epochs differ in their number of steps."""
-        return self._settings.global_lines == 0
+        return not self._by_lines
 
     def __iter__(self) -> Iterator[StepBatch]:
         epoch, start = self._epoch, self._step
         plan = self.plan(epoch)
         parts: deque[int] = deque()
-        self._queue.items = self._micro_batches(plan, start, parts)
+        self._queue.items = self._slices.micro_batches(plan, start, parts)
         delivered = _delivered(self._loader)
         for step in range(start, plan.steps):
             # The count of a step's micro-batches is known once the first of them was asked for.
@@ -117,25 +148,6 @@ class TrainingLoader:
     def plan(self, epoch: int) -> EpochPlan:
         """The steps of an epoch, over all processes."""
         return self._plans(epoch=epoch)
-
-    def _micro_batches(self, plan: EpochPlan, start: int, parts: deque[int]) -> Iterator[Lines]:
-        """The line numbers of this process's micro-batches; how many each step has goes to ``parts``."""
-        announced: tuple[int, ...] = ()
-        for step, batch in enumerate(plan.batches(start), start=start):
-            shards = tuple(plan.window_shards(step))
-            if self._on_shards is not None and shards != announced:
-                self._on_shards(shards)
-                announced = shards
-            slices = split_step(
-                self._widths[batch],
-                world_size=self._share.world_size,
-                max_lines=self._share.lines,
-                max_pixels=self._share.pixels,
-                height=self._settings.height,
-            )[self._share.rank]
-            parts.append(len(slices))
-            for positions in slices:
-                yield self._lines[batch[positions]]
 
     def refuse_other(self, state: dict[str, Any]) -> None:
         """Raise InputError where data or batch settings are not those of a saved state."""
