@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 
 
 def main() -> None:
@@ -12,7 +14,24 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from distrib.cli.main import ketos
 
-    ketos(prog_name="ketos")
+    try:
+        ketos(prog_name="ketos")
+    except SystemExit as end:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            _leave(end.code)
+        raise
+
+
+def _leave(code: str | int | None) -> None:
+    """End one of several processes without the destructors of its libraries.
+
+    Threads of a process group now and then abort a process that has done all its work, and a launcher then
+    takes the whole job for failed.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__":

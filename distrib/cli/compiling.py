@@ -10,6 +10,8 @@ import click
 
 from distrib.cli.display import plural, progress, size
 from distrib.config.sizes import parse_size
+from distrib.errors import InputError
+from distrib.files import written_whole
 
 if TYPE_CHECKING:
     from distrib.config.sections import DataFormat, LineTypeName
@@ -63,25 +65,37 @@ def open_data(
     storage: ShardStorage,
     height: int = 0,
     reuse: bool = False,
+    again: bool = False,
     processes: Processes | None = None,
 ) -> LineCollection:
     """The lines that a command's arguments and manifests name, at every one of ``processes``.
 
-    Ground truth is compiled to ``compiled`` first, unless ``reuse`` and it was compiled before; where
-    ``height`` is given, into lines normalised to it. Rank zero goes first, and builds what all then use.
+    Ground truth is compiled to ``compiled`` first, unless ``reuse`` and it was compiled before from the same
+    sources; from others it is compiled only if ``again``. Where ``height`` is given, lines are normalised to
+    it. Rank zero goes first, and builds what all then use.
     """
     from distrib.ground_truth.sources import expand_sources
     from distrib.shards.addresses import expand_datasets
     from distrib.stream.lines import open_collection
 
+    sources_file = compiled.with_suffix(".sources")
+
     def addresses() -> list[str]:
-        if reuse and compiled.is_file():
-            return [str(compiled)]
         if format_type == "binary":
             return expand_datasets(arguments, manifests)
+        if reuse and compiled.is_file():
+            if not _other_sources(sources_file, arguments, manifests):
+                return [str(compiled)]
+            if not again:
+                raise InputError(
+                    f"The run was started with other ground truth (see {sources_file}); resume without "
+                    "naming any, or add --resume-anyway to compile what is named now."
+                )
         sources = expand_sources(arguments, manifests, format_type=format_type)
         compiled.parent.mkdir(parents=True, exist_ok=True)
         _compile(sources)
+        with written_whole(sources_file) as file:
+            file.write(_named_sources(arguments, manifests))
         return [str(compiled)]
 
     def _compile(sources: Sequence[Path]) -> None:
@@ -106,3 +120,18 @@ def open_data(
     found = processes.on_first(addresses)
     first = processes.agree(lambda: open_collection(found, storage) if processes.topology.first else None)
     return processes.agree(lambda: open_collection(found, storage) if first is None else first)
+
+
+def _named_sources(arguments: Sequence[str], manifests: Sequence[Path]) -> bytes:
+    """What was named as ground truth: paths, and the lists with what they say."""
+    named = [str(Path(argument).absolute()).encode("utf-8", "surrogateescape") for argument in arguments]
+    listed = [str(path.absolute()).encode("utf-8", "surrogateescape") for path in manifests]
+    return b"\n".join([*named, *listed, *(path.read_bytes() for path in manifests)])
+
+
+def _other_sources(known: Path, arguments: Sequence[str], manifests: Sequence[Path]) -> bool:
+    """Whether other ground truth is named than a run was started with."""
+    try:
+        return known.read_bytes() != _named_sources(arguments, manifests)
+    except OSError:
+        return False  # lists may be gone: what was compiled from them is all that a resumed run needs

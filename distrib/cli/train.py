@@ -46,7 +46,7 @@ def _train(globals_: Globals, options: Train, processes: Processes) -> None:
     from distrib.runtime.devices import use_device
     from distrib.runtime.run_directory import claimed_directory
     from distrib.training.options import check_options
-    from distrib.training.setup import prepare
+    from distrib.training.setup import prepare, refuse_unlike_processes
 
     processes.agree(lambda: check_options(options, globals_))
     processes.agree(lambda: use_device(globals_.device, processes.topology))
@@ -54,6 +54,7 @@ def _train(globals_: Globals, options: Train, processes: Processes) -> None:
     with processes.first_holds(lambda: claimed_directory(options.checkpoint_path, resuming=resuming)):
         collections = _collections(globals_, options, processes)
         run = processes.agree(lambda: prepare(options, globals_, *collections, processes=processes))
+        refuse_unlike_processes(run)
     if processes.topology.first:
         _print_overview(run.overview, processes.topology.world_size)
         _store(globals_, run.options)
@@ -101,6 +102,7 @@ def _collections(
             storage=storage,
             height=height,
             reuse=options.resume is not None,
+            again=options.resume_anyway,
             processes=processes,
         )
 

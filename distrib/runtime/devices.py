@@ -19,13 +19,10 @@ def lightning_device(device: str, topology: Topology) -> dict[str, Any]:
     """
     kind, _, number = process_device(device, topology).partition(":")
     accelerator = "gpu" if kind == "cuda" else kind
-    if topology.world_size > 1:
-        return {
-            "accelerator": accelerator,
-            "devices": topology.local_world_size,
-            "num_nodes": topology.nodes,
-        }
-    return {"accelerator": accelerator, "devices": [int(number)] if kind == "cuda" else 1}
+    devices: list[int] | int = [int(number)] if kind == "cuda" else 1
+    if topology.local_world_size > 1:
+        devices = topology.local_world_size
+    return {"accelerator": accelerator, "devices": devices, "num_nodes": topology.nodes}
 
 
 def process_device(device: str, topology: Topology) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ class _Names:
     rank: str
     world_size: tuple[str, ...]
     local_rank: str
-    local_world_size: str
+    local_world_size: tuple[str, ...]
     node_rank: str
 
 
@@ -44,7 +45,7 @@ _TORCHRUN = _Names(
     rank="RANK",
     world_size=("WORLD_SIZE",),
     local_rank="LOCAL_RANK",
-    local_world_size="LOCAL_WORLD_SIZE",
+    local_world_size=("LOCAL_WORLD_SIZE",),
     node_rank="GROUP_RANK",
 )
 _SRUN = _Names(
@@ -52,7 +53,7 @@ _SRUN = _Names(
     # The tasks of this step; those of the job are another number where a step uses a part of them.
     world_size=("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
     local_rank="SLURM_LOCALID",
-    local_world_size="SLURM_NTASKS_PER_NODE",
+    local_world_size=("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE"),
     node_rank="SLURM_NODEID",
 )
 
@@ -77,14 +78,15 @@ def _is_batch_script(environment: Mapping[str, str]) -> bool:
 
 
 def _read(environment: Mapping[str, str], names: _Names) -> Topology:
-    world_name = next((name for name in names.world_size if name in environment), names.world_size[0])
+    world_name = _first_set(environment, names.world_size)
+    local_world_name = _first_set(environment, names.local_world_size)
     rank = _number(environment, names.rank, None)
     world_size = _number(environment, world_name, None)
     topology = Topology(
         rank=rank,
         world_size=world_size,
         local_rank=_number(environment, names.local_rank, rank),
-        local_world_size=_number(environment, names.local_world_size, world_size),
+        local_world_size=_number(environment, local_world_name, world_size),
         node_rank=_number(environment, names.node_rank, 0),
     )
     in_order = topology.rank < topology.world_size and topology.local_rank < topology.local_world_size
@@ -98,8 +100,14 @@ def _read(environment: Mapping[str, str], names: _Names) -> Topology:
     return topology
 
 
+def _first_set(environment: Mapping[str, str], names: tuple[str, ...]) -> str:
+    return next((name for name in names if name in environment), names[0])
+
+
 def _number(environment: Mapping[str, str], name: str, default: int | None) -> int:
     text = environment.get(name, "" if default is None else str(default))
+    # SLURM writes 2(x3) for two tasks on each of three nodes.
+    text = re.sub(r"^(\d+)\(x\d+\)$", r"\1", text)
     if not text.isdecimal():
         raise InputError(
             f"The environment has {name}={text}, which is no process of a group; start it with torchrun or "

@@ -74,10 +74,13 @@ class Bookkeeping(Callback):
         state = checkpoint[STATE_KEY]
         if self.stopping and state["stopping"]:
             self.stopping.load_state_dict(state["stopping"])
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         if self._stream.begins_anew(state["stream"]):
             # The loader starts an epoch, and Lightning must not wait for the rest of the broken one.
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
             progress["current"] = dict.fromkeys(progress["current"], 0)
+        elif state["stream"]["step"] == 0:
+            # Lightning takes an epoch for done by the length of the next one, which may be another.
+            progress["current"] = dict.fromkeys(progress["current"], len(self._stream))
 
     def _record(self, trainer: pl.Trainer, scores: dict[str, float]) -> None:
         row = {"time": round(time.time() - self._started, 3), "epoch": trainer.current_epoch}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ LEDGER = "ledger"
 
 class LedgerKeeping(Callback):
     """Each process appends the lines of every step it has done; a checkpoint is written when the records
-    of all its steps are on the disk. ``lines`` (N,) of ``total`` are trained on."""
+    of all its steps are on the disk. ``lines`` (N,) of ``total`` are trained on; ``resumed_from`` is the
+    checkpoint that the run goes on from."""
 
     def __init__(
         self,
@@ -31,18 +33,29 @@ class LedgerKeeping(Callback):
         stream: TrainingLoader,
         lines: npt.NDArray[np.int64],
         total: int,
+        resumed_from: Path | None,
     ) -> None:
         self._directory = directory / LEDGER
         self._processes = processes
         self._stream = stream
         self._lines, self._total = lines, total
+        self._resumed_from = resumed_from
         self._writer: LedgerWriter | None = None
+
+    def _take_over(self) -> None:
+        """Bring the ledger along where the run goes on in another directory: its first steps are in it."""
+        if self._resumed_from is None or self._directory.exists():
+            return
+        theirs = self._resumed_from.parent / LEDGER
+        if theirs.is_dir():
+            shutil.copytree(theirs, self._directory)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a segment at the step where the stream stands."""
         topology = self._processes.topology
 
         def segment() -> int:
+            self._take_over()
             number = next_segment(self._directory)
             write_expected(self._directory, self._lines, total=self._total, segment=number)
             return number

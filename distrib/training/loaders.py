@@ -50,7 +50,7 @@ class Loaders:
         """The steps of the given lines (N,), which are ``columns`` (N,) wide."""
         facts = plan_facts(
             lines=lines.size,
-            data=_digest(collection.index().keys[lines], columns),
+            data=lines_digest(collection.index().keys[lines], columns),
             settings=settings,
             seed=seed,
         )
@@ -155,7 +155,8 @@ def fill(loader: TrainingLoader, columns: Columns, share: Share, settings: PlanS
     return real / max(padded, 1)
 
 
-def _digest(keys: npt.NDArray[np.uint64], columns: Columns) -> str:
+def lines_digest(keys: npt.NDArray[np.uint64], columns: Columns) -> str:
+    """A digest of lines by their keys and columns (N,), in order."""
     digest = hashlib.blake2b(keys.tobytes(), digest_size=8)
     digest.update(columns.tobytes())
     return digest.hexdigest()

@@ -25,6 +25,11 @@ from distrib.training.optimization import make_optimizer
 BadLines = dict[tuple[Literal["training", "validation"], int], str]
 """Why a line of a collection could not be used, each line once however many epochs met it."""
 
+
+class StopRequested(Exception):
+    """A process of the job was asked to end; raised at the same step by all."""
+
+
 _FEW_LINES = 200
 """A share of unusable lines means something from this many lines on; before, only the epoch's end counts."""
 
@@ -65,24 +70,31 @@ class RecognitionModule(pl.LightningModule):
         self.bad_lines: BadLines = {}
         self.mean_loss = float("nan")
         self.facts: StepFacts | None = None
+        self.interrupted = False
+        """Whether this process was asked to end; told to all with the next step."""
         self._processes = processes
         self._seed = seed
         self._loss_sum: torch.Tensor | float = 0.0
-        self._trained = 0
+        self._trained, self._ever_trained = 0, False
         self._epoch_bad, self._epoch_lines, self._whole_epoch = 0, 0, False
         self._held_bad, self._held = 0, 0
 
     def training_step(self, batch: StepBatch, batch_index: int) -> None:
         """One optimizer step on the mean over the global step's lines of the negative log-likelihood of
-        their labels (Graves 2006)."""
+        their labels (Graves 2006). Raises StopRequested, at every process, where one was asked to end."""
         micro_batches = [self._without_narrow(each) for each in batch.micro_batches]
         for each in micro_batches:
             self._note_bad("training", each)
         used = [line for each in micro_batches for line in each.lines.tolist()]
         unused = [bad.line for each in micro_batches for bad in each.bad]
-        lines, bad, columns, padded = (
-            int(number) for number in self._processes.sum([len(used), len(unused), *_columns(micro_batches)])
+        lines, bad, columns, padded, interrupted = (
+            int(number)
+            for number in self._processes.sum(
+                [len(used), len(unused), *_columns(micro_batches), self.interrupted]
+            )
         )
+        if interrupted:
+            raise StopRequested
         loss_sum = torch.zeros((), device=self.device)
         if lines:
             # Dropout follows from the step alone: nothing about it has to be kept or replayed.
@@ -94,6 +106,7 @@ class RecognitionModule(pl.LightningModule):
         loss_sum = self._processes.sum_tensor(loss_sum)
         self._loss_sum = self._loss_sum + loss_sum
         self._trained += lines
+        self._ever_trained |= lines > 0
         self.facts = StepFacts(
             lines=lines,
             bad=bad,
@@ -119,11 +132,12 @@ class RecognitionModule(pl.LightningModule):
 
         Raises RunError where it is not finite or nothing was trained on: the model would be worthless.
         """
-        if not self._trained:
+        if not self._ever_trained:
             self._stop(
                 "None of the training lines could be read; look at the data with `ketos inspect --verify`."
             )
-        self.mean_loss = self.running_loss()
+        if self._trained:
+            self.mean_loss = self.running_loss()
         self._loss_sum, self._trained = 0.0, 0
         if not torch.isfinite(torch.tensor(self.mean_loss)):
             self._stop(

@@ -25,9 +25,10 @@ from distrib.runtime.topology import Topology
 from distrib.stream.loader import reader_deaths
 from distrib.training.bad_lines import BadLinesReport
 from distrib.training.callbacks import Bookkeeping
+from distrib.training.interruption import StopOnSignal
 from distrib.training.ledger_keeping import LedgerKeeping
 from distrib.training.progress import TrainingProgress
-from distrib.training.recognition import BadLines, RecognitionModule
+from distrib.training.recognition import BadLines, RecognitionModule, StopRequested
 from distrib.training.setup import PreparedRun
 from distrib.training.step_log import StepLog
 from distrib.training.stopping import EarlyStopping
@@ -57,9 +58,14 @@ def fit(run: PreparedRun) -> Outcome:
     total = options.epochs if options.epochs > 0 else None
     bookkeeping = Bookkeeping(directory, stopping=stopping, stream=run.training)
     ledger = LedgerKeeping(
-        directory, processes=processes, stream=run.training, lines=run.lines, total=len(run.sets.training)
+        directory,
+        processes=processes,
+        stream=run.training,
+        lines=run.lines,
+        total=len(run.sets.training),
+        resumed_from=run.resume_from,
     )
-    callbacks: list[Callback] = [ledger, bookkeeping]
+    callbacks: list[Callback] = [StopOnSignal(), ledger, bookkeeping]
     if topology.first:
         callbacks += [
             StepLog(directory),
@@ -82,7 +88,8 @@ def fit(run: PreparedRun) -> Outcome:
         enable_progress_bar=False,
         enable_model_summary=False,
         reload_dataloaders_every_n_epochs=int(run.training.varies),
-        **validation_interval(options.freq, len(run.training)),
+        # An epoch's length may differ from the first one's; the interval must not after a resume.
+        **validation_interval(options.freq, run.training.plan(0).steps),
     )
     try:
         with warnings.catch_warnings(), reader_deaths():
@@ -90,7 +97,9 @@ def fit(run: PreparedRun) -> Outcome:
                 warnings.simplefilter("ignore")
             checkpoint = None if run.resume_from is None else str(run.resume_from)
             trainer.fit(module, run.training, run.validation, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:  # how Lightning ends on Ctrl-C and SIGTERM
+    except StopRequested:
+        processes.stop(_ended(directory, "Interrupted"))
+    except SystemExit:  # how Lightning ends on Ctrl-C
         raise _ended(directory, "Interrupted") from None
     except RuntimeError as error:
         if not (processes.several and peer_gone(error)):

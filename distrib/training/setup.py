@@ -25,7 +25,7 @@ from distrib.runtime.processes import Processes
 from distrib.stream.lines import LineCollection
 from distrib.stream.loader import EvaluationLoader, TrainingLoader
 from distrib.stream.widths import input_widths
-from distrib.training.loaders import Loaders, fill, plan_settings
+from distrib.training.loaders import Loaders, fill, lines_digest, plan_settings
 from distrib.training.models import fine_tuned_model, network_input_of, new_model, read_codec
 from distrib.training.preparation import LineSets, load_codec, split_lines, text_pipeline
 from distrib.training.survey import Survey, label_steps, survey, too_narrow
@@ -71,6 +71,7 @@ class PreparedRun:
     lines: npt.NDArray[np.int64]
     training: TrainingLoader
     validation: EvaluationLoader
+    validation_digest: str
     overview: Overview
     resume_from: Path | None
 
@@ -116,8 +117,11 @@ def prepare(
         options=options, globals_=globals_, processes=processes, model=model, network_input=network_input
     )
     training_loader = loaders.training(sets.training, chosen.lines, chosen.columns, settings, seed)
-    if saved is not None and not options.resume_anyway:
-        training_loader.refuse_other(saved)
+    if saved is not None:
+        if not options.resume_anyway:
+            training_loader.refuse_other(saved)
+        # Lightning asks for the length of the epoch before it hands over this state.
+        training_loader.load_state_dict(saved)
     held_columns = input_widths(sets.validation, network_input).columns[held]
     return PreparedRun(
         options=options,
@@ -129,6 +133,7 @@ def prepare(
         lines=chosen.lines,
         training=training_loader,
         validation=loaders.evaluation(sets.validation, held, held_columns),
+        validation_digest=lines_digest(sets.validation.index().keys[held], held_columns),
         overview=Overview(
             training_lines=chosen.lines.size,
             validation_lines=held.size,
@@ -146,6 +151,22 @@ def prepare(
         ),
         resume_from=resume_from,
     )
+
+
+def refuse_unlike_processes(run: PreparedRun) -> None:
+    """Raise InputError where a process has found other lines than rank zero, or stands elsewhere in them.
+
+    All processes call it, once each has prepared its run.
+    """
+    plans = run.processes.gather((run.training.state_dict(), run.validation_digest))
+    unlike = [rank for rank, plan in enumerate(plans) if plan != plans[0]]
+    if unlike:
+        run.processes.stop(
+            InputError(
+                f"Process {unlike[0]} reads other data, or another checkpoint, than process 0; see that the "
+                "paths lead to the same files on every node."
+            )
+        )
 
 
 def _stream_state(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from distrib.runtime.checkpoints import load_checkpoint
 
 from .conftest import TINY_SPEC, ketos
-from .launching import command, equal
+from .launching import command, equal, rows
 
 
 def _train(lines: Path, run: Path, *more: object) -> list[object]:
@@ -85,6 +85,41 @@ def test_a_changed_batch_is_accepted_anyway_from_the_start_of_an_epoch(
     report = json.loads(ketos("ledger", "--json", run, expect=1).stdout)
     # The epoch that was broken off stays so; the one begun anew is whole.
     assert [epoch["complete"] for epoch in report["epochs"]][-1]
+
+
+def test_other_ground_truth_is_refused_on_resuming_unless_it_is_wanted(sample: Path, tmp_path: Path) -> None:
+    lines = sorted((sample / "lines").glob("*.png"))
+    run, few = tmp_path / "run", ["-f", "path", "-B", 4, "-q", "fixed", "-s", TINY_SPEC]
+    ketos("train", *few, "-N", 1, "-o", run, *lines[:30])
+    done = ketos("train", "--resume", run, "-N", 2, *lines[:20], expect=2)
+    assert "started with other ground truth" in done.stderr
+    done = ketos("train", "--resume", run, "-N", 2, "--resume-anyway", *lines[:20])
+    assert "20 lines of 20 files" in done.stdout
+    ketos("train", "--resume", run, "-N", 3)
+
+
+def test_a_run_cut_by_pixels_keeps_its_epochs_when_it_is_resumed(lines_arrow: Path, tmp_path: Path) -> None:
+    """Epochs then differ in length, and the one resumed must not be taken for as long as the first."""
+    options = ["-B", 0, "--batch-pixels", 6000, "-F", 0.3]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    ketos(*_train(lines_arrow, whole, *options, "-N", 3))
+    words = command(1, *_train(lines_arrow, broken, *options, "-N", 3))
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while len(rows(broken / "metrics.jsonl")) < 4 and process.poll() is None:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    ketos("train", "--resume", broken)
+    steps = [(row["step"], row["epoch"]) for row in rows(whole / "steps.jsonl")]
+    assert len({row["epoch"] for row in rows(whole / "steps.jsonl")}) == 3
+    assert sorted({(row["step"], row["epoch"]) for row in rows(broken / "steps.jsonl")}) == steps
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_elsewhere_brings_its_ledger(lines_arrow: Path, tmp_path: Path) -> None:
+    ketos(*_train(lines_arrow, tmp_path / "here", "-N", 1, "-F", 0.4))
+    ketos("train", "--resume", tmp_path / "here", "-o", tmp_path / "there", "-N", 2)
+    ketos("ledger", tmp_path / "there")
 
 
 @pytest.mark.slow
