@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from distrib.cli.display import plural, size
+from distrib.cli.display import plural, size, visible
 
 if TYPE_CHECKING:
     from distrib.shards.inspection import DatasetFacts, Lengths, NarrowLine
@@ -111,11 +111,6 @@ def facts_json(facts: DatasetFacts) -> dict[str, Any]:
         ],
         "problems": list(facts.problems),
     }
-
-
-def visible(text: str) -> str:
-    """Text from outside with what could break the line or command the terminal written out."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def _lengths_json(lengths: Lengths) -> dict[str, Any]:

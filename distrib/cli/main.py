@@ -13,6 +13,7 @@ import click
 from distrib import __version__
 from distrib.cli.compile import compile_command
 from distrib.cli.convert import convert_command
+from distrib.cli.display import visible
 from distrib.cli.inspect import inspect_command
 from distrib.cli.ledger import ledger_command
 from distrib.cli.options import Invocation, given_values, section_options
@@ -37,11 +38,7 @@ def _failure(message: str, exit_code: int) -> click.ClickException:
 
 def _sentence(message: str) -> str:
     """The message on one line and with a full stop; control characters of file names made visible."""
-    # A name from outside must neither break the line nor reach the terminal as an escape sequence.
-    line = "".join(
-        character if character.isprintable() or character == " " else repr(character)[1:-1]
-        for character in message.strip()
-    )
+    line = visible(message.strip())
     return line if line.endswith((".", "?", "!")) else f"{line}."
 
 

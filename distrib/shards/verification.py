@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
-from PIL import Image
 
 from distrib.errors import InputError
 from distrib.shards.folder_listing import join
@@ -20,7 +18,7 @@ from distrib.shards.png import UNREADABLE_IMAGE
 from distrib.shards.remote import is_remote, shown_address
 from distrib.shards.shard_index import index_local
 from distrib.shards.storage import ShardStorage, UnreadableLine
-from distrib.shards.tar_index import IMAGE_FORMATS
+from distrib.shards.stored_image import decode_stored
 
 if TYPE_CHECKING:
     from distrib.shards.dataset import Dataset
@@ -185,9 +183,7 @@ def _image_problem(content: bytes, entry: IndexEntry) -> str | None:
     if zlib.crc32(content) != entry.crc:
         return "its image does not match its checksum"
     try:
-        with Image.open(io.BytesIO(content), formats=tuple(set(IMAGE_FORMATS.values()))) as image:
-            image.load()
-            size = image.size
+        size = decode_stored(content).size
     except UNREADABLE_IMAGE as error:
         return f"its image cannot be decoded ({error})"
     if size != (entry.width, entry.height):

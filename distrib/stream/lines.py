@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +20,9 @@ from distrib.ground_truth.records import BaseDirection
 from distrib.shards.arrow import SPLIT_CODES
 from distrib.shards.dataset import Dataset, ShardRef, open_dataset
 from distrib.shards.index import LINES_PER_CHUNK, IndexEntry
-from distrib.shards.png import decode_png
 from distrib.shards.remote import is_remote
 from distrib.shards.storage import ShardStorage, UnreadableLine
-from distrib.shards.tar_index import IMAGE_FORMATS
+from distrib.shards.stored_image import decode_stored
 
 __all__ = [
     "SPLIT_CODES",
@@ -35,10 +33,6 @@ __all__ = [
     "UnreadableLine",
     "open_collection",
 ]
-
-_PNG: Final = b"\x89PNG"
-_FORMATS: Final = tuple(sorted(set(IMAGE_FORMATS.values())))
-_MODES: Final = ("1", "L", "RGB")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,11 +60,7 @@ class Record:
 
     def image(self) -> Image.Image:
         """The decoded image, mode ``1``, ``L`` or ``RGB``. Raises one of ``png.UNREADABLE_IMAGE``."""
-        if self.png.startswith(_PNG):
-            return decode_png(self.png)
-        with Image.open(io.BytesIO(self.png), formats=_FORMATS) as image:
-            image.load()
-            return image if image.mode in _MODES else image.convert("RGB")
+        return decode_stored(self.png)
 
 
 class SampleIndex:
