@@ -65,8 +65,8 @@ def test_reading_every_line_keeps_none(form: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_training_on_much_data_takes_no_more_memory(form: str, tmp_path: Path) -> None:
-    """Fails if preparing a run reads or keeps images: of 150 MB as much is resident as of 10 MB."""
-    words = ["--size", "150M", "--steps", "20", "--repeat", "1", "--forms", form, "--json"]
+    """Fails if preparing a run reads or keeps images: of 300 MB as much is resident as of 10 MB."""
+    words = ["--size", "300M", "--steps", "20", "--repeat", "1", "--forms", form, "--json"]
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "scale.py", *words, "--scratch", tmp_path, "--data", tmp_path],
         capture_output=True,
@@ -75,7 +75,8 @@ def test_training_on_much_data_takes_no_more_memory(form: str, tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)[form]
-    assert found["large_resident"] <= found["small_resident"] + MORE_MIB
+    # Widths are drawn from more lines, so a wider batch may come; images kept would be 290 MiB.
+    assert found["large_resident"] <= found["small_resident"] + 2 * MORE_MIB
     # Far above what it takes, so that a busy machine does not fail it, and far below reading the images.
     assert found["large_seconds"] < 15
     assert not list(tmp_path.iterdir())
