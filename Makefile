@@ -31,5 +31,5 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,coreml]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,coreml,deepspeed]'
 	touch $@

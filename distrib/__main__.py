@@ -17,7 +17,7 @@ def main() -> None:
     try:
         ketos(prog_name="ketos")
     except SystemExit as end:
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        if {"WORLD_SIZE", "SLURM_PROCID"} & os.environ.keys():
             _leave(end.code)
         raise
 

@@ -14,7 +14,11 @@ from distrib.files import check_output
 def convert_command(_globals: Globals, options: Convert) -> None:
     """Convert a checkpoint or weights file into a weights file.
 
+    What is written is read back and compared before it takes its name. Of the directory of a run the best
+    checkpoint is converted.
+
     \b
+    ketos convert -o model.safetensors --license CC-BY-4.0 run
     ketos convert -o model.safetensors checkpoint_10-0.9412.ckpt
     ketos convert -o model.mlmodel --weights-format coreml model.safetensors
     """
@@ -26,11 +30,20 @@ def convert_command(_globals: Globals, options: Convert) -> None:
             "yet available; convert one at a time."
         )
     check_output(options.output)
-    from distrib.model.weights import save_weights
-    from distrib.training.models import load_model
+    from distrib.runtime.checkpoints import is_checkpoint
+    from distrib.training.export import export
 
     (source,) = options.checkpoints
-    if options.output.exists() and source.exists() and options.output.samefile(source):
-        raise InputError(f"-o {options.output} is the file to convert; give another name.")
-    save_weights(load_model(source), options.output, weights_format=options.weights_format)
-    click.echo(f"{options.output}: written from {source}")
+    if options.output.exists():
+        if source.exists() and options.output.samefile(source):
+            raise InputError(f"-o {options.output} is the file to convert; give another name.")
+        if is_checkpoint(options.output):
+            raise InputError(f"-o {options.output} is a checkpoint, which would be lost; give another name.")
+    written = export(
+        source,
+        options.output,
+        weights_format=options.weights_format,
+        author=options.author,
+        license=options.license,
+    )
+    click.echo(str(written))

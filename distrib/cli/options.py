@@ -6,16 +6,28 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from distrib.config.experiment import ExperimentFile, dump_experiment, stored_experiment
+from distrib.config.experiment import (
+    ExperimentFile,
+    dump_experiment,
+    parse_experiment,
+    resumed_experiment,
+    run_directory_of,
+    run_to_resume,
+    stored_experiment,
+)
 from distrib.config.fields import FieldInfo, FieldType, info_of, types_of
 from distrib.config.sections import SECTIONS, Globals
 from distrib.config.values import make_section
 from distrib.errors import InputError
+
+_AUTO = Path("auto")
+"""What ``--resume`` says for the run in ``--output``, should there be one."""
 
 _CLICK_TYPES: dict[type, click.ParamType[Any]] = {int: click.INT, float: click.FLOAT}
 
@@ -60,9 +72,12 @@ def section_command(name: str) -> Callable[[Callable[[Globals, Any], None]], cli
             layers = [invocation.experiment.sections.get(name, {}), given_values(context, section)]
             values: Any = make_section(section, name, *layers)
             stored = None
-            if getattr(values, "resume", None) is not None:
-                stored = stored_experiment(values.resume)
+            resume = _run_to_go_on(values)
+            if resume is not None:
+                stored = _experiment_of(resume)
                 values = make_section(section, name, stored.sections.get(name, {}), *layers)
+            if hasattr(values, "resume"):
+                values = dataclasses.replace(values, resume=resume)
             globals_ = invocation.globals(stored)
             if dump_config:
                 click.echo(dump_experiment(globals_, name, values), nl=False)
@@ -77,6 +92,24 @@ def section_command(name: str) -> Callable[[Callable[[Globals, Any], None]], cli
         return command
 
     return decorate
+
+
+def _run_to_go_on(values: Any) -> Path | None:
+    """The run or checkpoint that ``--resume`` means; with ``auto`` there may be none yet."""
+    resume: Path | None = getattr(values, "resume", None)
+    return run_to_resume(values.checkpoint_path) if resume == _AUTO else resume
+
+
+def _experiment_of(resume: Path) -> ExperimentFile:
+    """The experiment of a run: as its directory keeps it, else as a checkpoint that was taken away does."""
+    stored = stored_experiment(resume)
+    if stored.sections or not resume.exists() or resume == run_directory_of(resume):
+        return stored
+    from distrib.runtime.checkpoint_reader import open_checkpoint
+    from distrib.runtime.checkpoints import STATE_KEY
+
+    text = open_checkpoint(resume).common[STATE_KEY]["experiment"]
+    return resumed_experiment(parse_experiment(text, resume), run_directory_of(resume))
 
 
 def given_values(context: click.Context, section: type) -> dict[str, Any]:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -13,10 +18,11 @@ from distrib.cli.display import plural, progress
 from distrib.cli.options import require_sources, section_command
 from distrib.config.sections import Globals, LineTypeName, Test
 from distrib.errors import InputError
-from distrib.files import check_output, written_whole
+from distrib.files import check_output, write_error, written_whole
 
 if TYPE_CHECKING:
     from distrib.model.weights import RecognitionModel
+    from distrib.runtime.processes import Processes
     from distrib.stream.lines import LineCollection
     from distrib.training.evaluation import Evaluation
 
@@ -29,6 +35,17 @@ def test_command(globals_: Globals, options: Test) -> None:
 
     TEST_SET is what -f says: XML files, line images, or compiled data sets (-f binary).
     """
+    from distrib.runtime.processes import joined
+    from distrib.runtime.topology import topology_of
+
+    with joined(topology_of(os.environ), device=globals_.device) as processes:
+        processes.agree(lambda: _check(options, processes))
+        evaluation = _evaluate(globals_, options, processes)
+        processes.on_first(lambda: _print_report(options, evaluation))
+
+
+def _check(options: Test, processes: Processes) -> None:
+    """Raise InputError for what cannot be, before any work."""
     if options.model is None:
         raise InputError("No model given: name a weights file or checkpoint with -m.")
     require_sources(
@@ -36,41 +53,72 @@ def test_command(globals_: Globals, options: Test) -> None:
         options.test_data,
         remedy="No test data given: name files, or a file that lists them with -e.",
     )
-    if options.json is not None and str(options.json) != "-":
+    if processes.topology.first and options.json is not None and str(options.json) != "-":
         check_output(options.json, option="--json", replaces=b"{")
+    if processes.topology.nodes > 1 and options.format_type != "binary":
+        raise InputError(
+            f"-f {options.format_type} on {processes.topology.nodes} nodes: compile the test set with `ketos "
+            "compile` to a disk that all nodes share, and give that with -f binary."
+        )
+
+
+def _evaluate(globals_: Globals, options: Test, processes: Processes) -> Evaluation:
+    """The errors over all processes, known to each; rank zero does the talking."""
     from distrib.training.evaluation import evaluate
     from distrib.training.models import load_model
 
-    model = load_model(options.model)
-    with tempfile.TemporaryDirectory(prefix="ketos-test-") as directory:
-        collection = _collection(globals_, options, model, Path(directory))
-        if collection.line_type != model.seg_type:
-            click.echo(
-                f"Warning: {options.model} was trained on {model.seg_type} lines, the test set has "
-                f"{collection.line_type} lines.",
-                err=True,
-            )
-        with progress("Recognising") as show:
+    assert options.model is not None
+    path, first = options.model, processes.topology.first
+    model = processes.agree(lambda: load_model(path))
+    with _scratch_folder(processes) as directory:
+        collection = _collection(globals_, options, model, directory, processes)
+        if first:
+            _print_warnings(options, model, collection)
+        with progress("Recognising") if first else nullcontext() as show:
             evaluation = evaluate(
                 model,
                 collection,
                 options,
                 globals_,
+                processes=processes,
                 keep_worst=max(options.worst, _KEPT_FOR_JSON),
-                on_batch=lambda done, total: show(done, total, "lines"),
+                on_batches=None if show is None else lambda done, total: show(done, total, "lines"),
             )
-        for bad in evaluation.bad_lines:
-            source, line_id = collection.place(bad.line)
-            click.echo(f"left out: line {bad.line} ({source} {line_id}): {bad.reason}", err=True)
-    if not evaluation.counts.lines:
-        raise InputError("None of the test lines could be read; give others, or compile them again.")
-    _print_report(options, evaluation)
+        if first:
+            _print_unread(evaluation, collection)
+    return evaluation
 
 
-def _collection(globals_: Globals, options: Test, model: RecognitionModel, directory: Path) -> LineCollection:
+@contextmanager
+def _scratch_folder(processes: Processes) -> Iterator[Path]:
+    """A temporary folder of rank zero, where the other processes of its node can read.
+
+    It is removed at the end, on SIGTERM too: a scheduler's, or a launcher's where another process failed.
+    """
+
+    def leave(*_: object) -> NoReturn:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    with ExitStack() as stack:
+
+        def enter() -> Path:
+            if threading.current_thread() is threading.main_thread():
+                stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, leave))
+            try:
+                return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ketos-test-")))
+            except OSError as error:
+                raise write_error(Path(tempfile.gettempdir()), error) from error
+
+        yield processes.on_first(enter)
+
+
+def _collection(
+    globals_: Globals, options: Test, model: RecognitionModel, directory: Path, processes: Processes
+) -> LineCollection:
     from distrib.cli.compiling import open_data, open_storage
 
     model_type: LineTypeName = "bbox" if model.seg_type == "bbox" else "baselines"
+    storage = processes.agree(lambda: open_storage(options.cache_dir, options.cache_size))
     return open_data(
         arguments=options.test_set,
         manifests=options.test_data,
@@ -79,8 +127,29 @@ def _collection(globals_: Globals, options: Test, model: RecognitionModel, direc
         legacy_polygons=model.legacy_polygons and not options.no_legacy_polygons,
         workers=globals_.num_workers,
         compiled=directory / "test.arrow",
-        storage=open_storage(options.cache_dir, options.cache_size),
+        storage=storage,
+        processes=processes,
     )
+
+
+def _print_warnings(options: Test, model: RecognitionModel, collection: LineCollection) -> None:
+    for problem in collection.problems:
+        click.echo(problem, err=True)
+    if collection.line_type != model.seg_type:
+        click.echo(
+            f"Warning: {options.model} was trained on {model.seg_type} lines, the test set has "
+            f"{collection.line_type} lines.",
+            err=True,
+        )
+
+
+def _print_unread(evaluation: Evaluation, collection: LineCollection) -> None:
+    named = evaluation.unread.in_order()
+    for bad in named:
+        source, line_id = collection.place(bad.line)
+        click.echo(f"left out: line {bad.line} ({source} {line_id}): {bad.reason}", err=True)
+    if evaluation.unread.count > len(named):
+        click.echo(f"left out: {plural(evaluation.unread.count - len(named), 'more line')}", err=True)
 
 
 def _print_report(options: Test, evaluation: Evaluation) -> None:
@@ -88,13 +157,22 @@ def _print_report(options: Test, evaluation: Evaluation) -> None:
 
     name, worst = str(options.model), evaluation.worst.worst_first()
     if options.json is not None:
-        document = report_json(evaluation.counts, model_name=name, files=evaluation.files, worst=worst)
+        document = report_json(
+            evaluation.counts,
+            model_name=name,
+            files=evaluation.files,
+            worst=worst,
+            unread=evaluation.unread.count,
+        )
         text = json.dumps(document, ensure_ascii=False, indent=2)
         if str(options.json) == "-":
             click.echo(text)
             return
-        with written_whole(options.json) as file:
-            file.write(f"{text}\n".encode())
+        try:
+            with written_whole(options.json) as file:
+                file.write(f"{text}\n".encode())
+        except OSError as error:
+            raise write_error(options.json, error) from error
     click.echo(render_report(evaluation.counts, model_name=name))
     if options.per_file:
         click.echo(render_files(evaluation.files))

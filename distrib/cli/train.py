@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,13 @@ import click
 
 from distrib.cli.display import plural
 from distrib.cli.options import require_sources, section_command
-from distrib.config.experiment import STORED_NAME, dump_experiment
+from distrib.config.experiment import STORED_NAME, dump_experiment, run_directory_of
 from distrib.config.sections import Globals, Train
 from distrib.files import written_whole
 
 if TYPE_CHECKING:
     from distrib.runtime.processes import Processes
+    from distrib.runtime.run_directory import RunDirectory
     from distrib.stream.lines import LineCollection
     from distrib.training.setup import Overview
 
@@ -34,35 +36,68 @@ def train_command(globals_: Globals, options: Train) -> None:
         remedy="No training data given: name files, or a file that lists them with -t.",
     )
     from distrib.runtime.processes import joined
+    from distrib.runtime.strategies.choose import is_sharded
     from distrib.runtime.topology import topology_of
 
     # What one node lacks must end all processes, so they meet before anything is checked.
-    with joined(topology_of(os.environ), device=globals_.device) as processes:
-        _train(globals_, options, processes)
+    group_of_one = is_sharded(options.strategy)
+    with joined(topology_of(os.environ), device=globals_.device, group_of_one=group_of_one) as processes:
+        _claim_and_train(globals_, options, processes)
 
 
-def _train(globals_: Globals, options: Train, processes: Processes) -> None:
-    """The run, as each of its processes sees it; rank zero does the talking."""
+def _claim_and_train(globals_: Globals, options: Train, processes: Processes) -> None:
+    """The run as each of its processes sees it; rank zero holds the run directory and does the talking."""
     from distrib.runtime.devices import use_device
-    from distrib.runtime.run_directory import claimed_directory
+    from distrib.runtime.run_directory import claim
     from distrib.training.options import check_options
-    from distrib.training.setup import prepare, refuse_unlike_processes
 
     processes.agree(lambda: check_options(options, globals_))
     processes.agree(lambda: use_device(globals_.device, processes.topology))
-    resuming = _goes_on_in_place(options)
-    with processes.first_holds(lambda: claimed_directory(options.checkpoint_path, resuming=resuming)):
-        collections = _collections(globals_, options, processes)
-        run = processes.agree(lambda: prepare(options, globals_, *collections, processes=processes))
-        refuse_unlike_processes(run)
-    if processes.topology.first:
-        _print_overview(run.overview, processes.topology.world_size)
-        _store(globals_, run.options)
+    with processes.first_holds(
+        lambda: claim(
+            options.checkpoint_path,
+            resuming=_goes_on_in_place(options),
+            environ=os.environ,
+            steal=options.steal_lease,
+            report=_note,
+        )
+    ) as claimed:
+        _train(globals_, options, processes, claimed)
+
+
+def _train(globals_: Globals, options: Train, processes: Processes, claimed: RunDirectory | None) -> None:
+    from distrib.runtime.events import EVENTS, EventLog
+
+    events = None if claimed is None else EventLog(claimed.path / EVENTS)
+
+    def tell(kind: str, facts: Mapping[str, Any]) -> None:
+        if events is not None:
+            events.append(kind, **facts)
+
+    tell("start", {"processes": processes.topology.world_size, "strategy": options.strategy})
+    from distrib.runtime.checkpoints import checkpoint_to_resume
     from distrib.training.bad_lines import BAD_LINES
     from distrib.training.run import fit
+    from distrib.training.setup import prepare, refuse_unlike_processes
 
-    outcome = fit(run)
-    if not processes.topology.first:
+    tell("import_done", {})
+    resume = options.resume
+    resume_from = None
+    if resume is not None:
+        resume_from = processes.on_first(lambda: checkpoint_to_resume(resume, report=_note))
+        tell("resume", {"checkpoint": str(resume_from)})
+    collections = _collections(globals_, options, processes)
+    run = processes.agree(
+        lambda: prepare(options, globals_, *collections, processes=processes, resume_from=resume_from)
+    )
+    refuse_unlike_processes(run)
+    _describe(processes, options, claimed)
+    if claimed is not None:
+        claimed.begun()
+        _print_overview(run.overview, processes.topology.world_size)
+        _store(globals_, run.options)
+    outcome = fit(run, claimed=claimed, on_event=tell)
+    if claimed is None:
         return
     if outcome.bad_lines:
         click.echo(
@@ -73,12 +108,29 @@ def _train(globals_: Globals, options: Train, processes: Processes) -> None:
     click.echo(f"best model: accuracy {outcome.score:.2%}, {outcome.weights}")
 
 
+def _note(sentence: str) -> None:
+    click.echo(sentence, err=True)
+
+
+def _describe(processes: Processes, options: Train, claimed: RunDirectory | None) -> None:
+    """Keep in the run directory what the run runs on, a description of each node."""
+    from distrib.runtime.run_environment import describe_environment, write_environment
+
+    topology = processes.topology
+    data: list[str | Path] = [*options.ground_truth, *options.training_data, *options.evaluation_data]
+    mine = None
+    if topology.local_rank == 0:
+        mine = describe_environment(topology, data=data, environ=os.environ, command=sys.argv)
+    nodes = [node for node in processes.gather(mine) if node is not None]
+    if claimed is not None:
+        write_environment(claimed.path, nodes)
+
+
 def _goes_on_in_place(options: Train) -> bool:
     """Whether the run directory is that of the checkpoint to resume."""
     if options.resume is None:
         return False
-    directory = options.resume if options.resume.is_dir() else options.resume.parent
-    return options.checkpoint_path.resolve() == directory.resolve()
+    return options.checkpoint_path.resolve() == run_directory_of(options.resume).resolve()
 
 
 def _collections(
@@ -119,6 +171,7 @@ def _store(globals_: Globals, options: Train) -> None:
         options,
         resume=None,
         resume_anyway=False,
+        steal_lease=False,
         training_data=_absolute(options.training_data),
         evaluation_data=_absolute(options.evaluation_data),
         ground_truth=tuple(map(str, _absolute(options.ground_truth))),

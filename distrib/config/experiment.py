@@ -11,7 +11,7 @@ train:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,10 @@ class ExperimentFile:
 
 def read_experiment(path: Path) -> ExperimentFile:
     """Read and check an experiment file. Raises InputError naming the file and the key that is wrong."""
-    document = _load_yaml(path)
+    return _checked(_document(lambda: path.read_text(encoding="utf-8"), path), path)
+
+
+def _checked(document: Mapping[Any, Any], path: Path) -> ExperimentFile:
     global_names = types_of(Globals)
     top: dict[str, Any] = {}
     sections: dict[str, Mapping[str, Any]] = {}
@@ -67,11 +70,18 @@ def stored_experiment(resume: Path) -> ExperimentFile:
 
     Its run directory replaces the stored one: a run may have been moved since.
     """
-    directory = resume if resume.is_dir() else resume.parent
+    directory = run_directory_of(resume)
     file = directory / STORED_NAME
-    if not file.is_file():
-        return ExperimentFile()
-    stored = read_experiment(file)
+    return resumed_experiment(read_experiment(file), directory) if file.is_file() else ExperimentFile()
+
+
+def parse_experiment(text: str, place: Path) -> ExperimentFile:
+    """Check an experiment that stands in another file. Raises InputError naming that ``place``."""
+    return _checked(_document(lambda: text, place), place)
+
+
+def resumed_experiment(stored: ExperimentFile, directory: Path) -> ExperimentFile:
+    """An experiment as a run goes on with it in its directory."""
     sections = {
         # The checkpoint holds the model with its codec; what it was made from does not come into it again.
         name: {key: value for key, value in values.items() if key not in ("load", "codec")}
@@ -79,6 +89,17 @@ def stored_experiment(resume: Path) -> ExperimentFile:
         for name, values in stored.sections.items()
     }
     return ExperimentFile(globals=stored.globals, sections=sections)
+
+
+def run_directory_of(resume: Path) -> Path:
+    """The run directory that a path to resume means: itself, or where the checkpoint lies."""
+    return resume if resume.is_dir() and resume.suffix != ".ckpt" else resume.parent
+
+
+def run_to_resume(directory: Path) -> Path | None:
+    """The directory, if a run in it has left a checkpoint to go on from."""
+    found = (directory / STORED_NAME).is_file() and any(directory.glob("*.ckpt"))
+    return directory if found else None
 
 
 def dump_experiment(globals_: Globals, section_name: str, section: Any) -> str:
@@ -90,11 +111,11 @@ def dump_experiment(globals_: Globals, section_name: str, section: Any) -> str:
     return text
 
 
-def _load_yaml(path: Path) -> Mapping[Any, Any]:
+def _document(read: Callable[[], str], path: Path) -> Mapping[Any, Any]:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read()
         document = yaml.safe_load(text)
         repeated = _repeated_key(yaml.compose(text, yaml.SafeLoader))
     except OSError as error:

@@ -34,6 +34,7 @@ ScheduleName = Literal[
     "constant", "1cycle", "exponential", "step", "reduceonplateau", "cosine", "cosine_warm_restarts"
 ]
 ResizeMode = Literal["add", "union", "both", "new", "fail"]
+StrategyName = Literal["auto", "ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3", "fsdp"]
 
 DEFAULT_SPEC = (
     "[1,120,0,1 Cr3,13,32 Do0.1,2 Mp2,2 Cr3,13,32 Do0.1,2 Mp2,2 Cr3,9,64 Do0.1,2 Mp2,2 "
@@ -49,7 +50,10 @@ _BASE_DIR_HELP = "Base text direction; auto takes what the ground truth states, 
 _REORDER_HELP = "Reorder code points to display order."
 _NORMALIZATION_HELP = "Unicode normalization of the ground truth."
 _WHITESPACE_HELP = "Normalize Unicode whitespace in the ground truth."
+_BATCH_PIXELS_HELP = "Most pixels, padding included, that a process computes on at once; 0: any."
 _CACHE_DIR_HELP = "Folder on a disk of this machine for remote shards and for lines once normalized."
+_AUTHOR_HELP = "Author named in the exported weights file."
+_LICENSE_HELP = "Licence named in the exported weights file, such as CC-BY-4.0."
 _CACHE_SIZE_HELP = "Most bytes kept in --cache-dir, with K, M or G."
 
 
@@ -144,7 +148,13 @@ class Learning:
     )
     spec: str = option(DEFAULT_SPEC, "-s", "--spec", help="VGSL spec without output layer, which is added.")
     load: Path | None = option(None, "-i", "--load", help="Weights file or checkpoint to start from.")
-    resume: Path | None = option(None, "--resume", help="Checkpoint or run directory to continue.")
+    resume: Path | None = option(
+        None,
+        "--resume",
+        metavar="FILE|DIR|auto",
+        help="Checkpoint to continue from, or run directory to continue from its newest whole one; auto: the "
+        "run in --output if there is one, else a new one.",
+    )
     freq: float = option(
         1.0, "-F", "--freq", above=0.0, help="Epochs between validations, as a fraction or a whole number."
     )
@@ -218,7 +228,7 @@ class Learning:
         0,
         "--batch-pixels",
         minimum=0,
-        help="Most pixels, padding included, that a process computes on at once; 0: any.",
+        help=_BATCH_PIXELS_HELP,
     )
     shuffle_window: int = option(
         65_536, "--shuffle-window", minimum=1, help="Lines shuffled together; larger data sets go by windows."
@@ -231,6 +241,34 @@ class Learning:
     )
     cache_dir: Path | None = option(None, "--cache-dir", help=_CACHE_DIR_HELP)
     cache_size: str = option("20G", "--cache-size", metavar="SIZE", help=_CACHE_SIZE_HELP)
+    strategy: StrategyName = option(
+        "auto",
+        "--strategy",
+        help="How processes share the work: ddp keeps all state in each; DeepSpeed's stages and fsdp divide "
+        "it among them; auto is ddp.",
+    )
+    offload: Literal["none", "optimizer", "all"] = option(
+        "none", "--offload", help="What DeepSpeed keeps in main memory: the optimizer, or parameters too."
+    )
+    save_steps: int = option(
+        0, "--save-steps", minimum=0, help="Optimizer steps between checkpoints beside validations; 0: none."
+    )
+    save_minutes: float = option(
+        0.0, "--save-minutes", minimum=0.0, help="Minutes between checkpoints beside validations; 0: none."
+    )
+    keep_best: int = option(10, "--keep-best", minimum=1, help="Checkpoints kept for their score.")
+    keep_last: int = option(2, "--keep-last", minimum=1, help="Newest checkpoints kept besides.")
+    max_bad_steps: int = option(
+        10,
+        "--max-bad-steps",
+        minimum=1,
+        help="Steps in a row without a finite loss and gradient that stop a run; such steps change nothing.",
+    )
+    steal_lease: bool = option(
+        False, "--steal-lease", help="Take over the run directory of a run that gives no sign of life."
+    )
+    author: str | None = option(None, "--author", help=_AUTHOR_HELP)
+    license: str | None = option(None, "--license", help=_LICENSE_HELP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,6 +372,7 @@ class Test:
     )
     worst: int = option(0, "--worst", minimum=0, help="Print this many lines with the most errors.")
     per_file: bool = option(False, "--per-file", help="Print the character error rate of each source file.")
+    batch_pixels: int = option(0, "--batch-pixels", minimum=0, help=_BATCH_PIXELS_HELP)
     cache_dir: Path | None = option(None, "--cache-dir", help=_CACHE_DIR_HELP)
     cache_size: str = option("20G", "--cache-size", metavar="SIZE", help=_CACHE_SIZE_HELP)
 
@@ -347,6 +386,8 @@ class Convert:
         "safetensors", "--weights-format", help="Format of the weights file."
     )
     checkpoints: tuple[Path, ...] = argument("CHECKPOINTS...")
+    author: str | None = option(None, "--author", help=_AUTHOR_HELP)
+    license: str | None = option(None, "--license", help=_LICENSE_HELP)
 
 
 @dataclass(frozen=True, kw_only=True)

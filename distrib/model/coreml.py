@@ -9,26 +9,40 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from distrib.errors import InputError
-from distrib.files import written_whole
 from distrib.model import layers
 from distrib.model.vgsl import VGSLNetwork
 
 FlatParameters = dict[str, "np.ndarray[Any, Any]"]
 """A layer's parameters by torch's names, each flattened to one dimension."""
 
+_OWN_KEYS = ("vgsl", "codec", "kraken_meta")
+_MOST_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB
+_VALUES_AT_ONCE = 1 << 16
+
 _GATES = ("inputGate", "forgetGate", "blockInput", "outputGate")  # torch's order, too
 _ACTIVATIONS = {"s": "sigmoid", "t": "tanh", "r": "ReLU", "l": "linear", "lr": "leakyReLU"}
 
 
-def read_coreml(path: Path) -> tuple[dict[str, Any], dict[str, FlatParameters]]:
-    """The metadata of a CoreML file (keys as in kraken's safetensors metadata) and its layers by name."""
+@dataclass(frozen=True, kw_only=True)
+class CoreMLContent:
+    """What a CoreML file holds: metadata with keys as in kraken's safetensors metadata, what other strings
+    there are besides, and the layers by name."""
+
+    metadata: dict[str, Any]
+    file_metadata: dict[str, str]
+    layers: dict[str, FlatParameters]
+
+
+def read_coreml(path: Path) -> CoreMLContent:
+    """Read a CoreML file. Raises InputError where it is damaged or no model of kraken's kind."""
     model_class, decode_error = _protobuf(path)
     model = model_class()
     try:
@@ -45,14 +59,28 @@ def read_coreml(path: Path) -> tuple[dict[str, Any], dict[str, FlatParameters]]:
             f"{path}: a CoreML file without a VGSL spec; give weights written by ketos or kraken"
         )
     metadata = {**{key: stored[key] for key in ("vgsl", "codec") if key in stored}, **metadata}
-    return metadata, _read_layers(model.neuralNetwork.layers)
+    return CoreMLContent(
+        metadata=metadata,
+        file_metadata={key: value for key, value in stored.items() if key not in _OWN_KEYS},
+        layers=_read_layers(model.neuralNetwork.layers),
+    )
 
 
-def write_coreml(network: VGSLNetwork, metadata: Mapping[str, Any], path: Path) -> None:
-    """Write a network and its metadata, whole or not at all.
+def write_coreml(
+    network: VGSLNetwork,
+    metadata: Mapping[str, Any],
+    file: BinaryIO,
+    *,
+    path: Path,
+    file_metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a network and its metadata to an open file; ``path`` names it in messages.
+
+    The format is built in memory, which takes twice the size of the network.
 
     Raises InputError for networks that kraken cannot read back from this format.
     """
+    _refuse_large(network, path)
     model = _protobuf(path)[0]()
     model.specificationVersion = 2
     for name, kind, shape in (
@@ -64,21 +92,31 @@ def write_coreml(network: VGSLNetwork, metadata: Mapping[str, Any], path: Path) 
         feature.type.multiArrayType.dataType = feature.type.multiArrayType.DOUBLE
     user_defined = model.description.metadata.userDefined
     model.description.metadata.shortDescription = "kraken model"
+    for key, value in (file_metadata or {}).items():
+        user_defined[key] = value
     user_defined["vgsl"] = network.spec
     user_defined["codec"] = str(metadata["codec"])
     user_defined["kraken_meta"] = json.dumps(dict(metadata))
     for name, layer in network.nn.named_children():
         _write_layer(model.neuralNetwork, name, layer, path)
-    content = model.SerializeToString()
-    with written_whole(path) as file:
-        file.write(content)
+    # Strings beside the network stand in no order of their own.
+    file.write(model.SerializeToString(deterministic=True))
 
 
 def refuse_unfit(network: VGSLNetwork, path: Path) -> None:
     """Raise what ``write_coreml`` to ``path`` would raise for this network, before it is trained."""
+    _refuse_large(network, path)
     model = _protobuf(path)[0]()
     for name, layer in network.nn.named_children():
         _write_layer(model.neuralNetwork, name, layer, path)
+
+
+def _refuse_large(network: VGSLNetwork, path: Path) -> None:
+    if 4 * sum(parameter.numel() for parameter in network.parameters()) > _MOST_BYTES:
+        raise InputError(
+            f"{path}: CoreML weights hold at most 2 GiB, less than this network; use safetensors "
+            "(--weights-format)"
+        )
 
 
 def _protobuf(path: Path) -> tuple[Any, type[Exception]]:
@@ -163,7 +201,7 @@ def _write_layer(network: Any, name: str, layer: nn.Module, path: Path) -> None:
             setattr(stored.parameters[key], "doubleValue" if isinstance(value, float) else "intValue", value)
         if isinstance(layer, layers.GroupNormLayer):
             for parameter in (layer.layer.weight, layer.layer.bias):
-                stored.weights.add().floatValue.extend(_flat(parameter))
+                _append(stored.weights.add().floatValue, parameter)
     else:
         raise InputError(
             f"{path}: CoreML weights cannot hold the block `{name}` (nested or legacy); use safetensors "
@@ -200,16 +238,19 @@ def _add(network: Any, name: str, *, source: str = "input", target: str | None =
     return layer
 
 
-def _flat(parameter: Any) -> list[float]:
-    values: list[float] = parameter.detach().cpu().float().flatten().tolist()
-    return values
+def _append(values: Any, parameter: Tensor | None) -> None:
+    """Put the values of a parameter, row by row, into a list of the protobuf."""
+    assert parameter is not None  # all our layers have biases
+    flat = parameter.detach().cpu().float().flatten()
+    for start in range(0, flat.numel(), _VALUES_AT_ONCE):
+        values.extend(flat[start : start + _VALUES_AT_ONCE].tolist())
 
 
 def _write_linear(stored: Any, linear: nn.Linear) -> None:
     stored.inputChannels, stored.outputChannels = linear.in_features, linear.out_features
     stored.hasBias = True
-    stored.weights.floatValue.extend(_flat(linear.weight))
-    stored.bias.floatValue.extend(_flat(linear.bias))
+    _append(stored.weights.floatValue, linear.weight)
+    _append(stored.bias.floatValue, linear.bias)
 
 
 def _write_convolution(
@@ -224,8 +265,8 @@ def _write_convolution(
     stored.same.SetInParent()
     stored.isDeconvolution = isinstance(convolution, nn.ConvTranspose2d)
     stored.hasBias = True
-    stored.weights.floatValue.extend(_flat(convolution.weight))
-    stored.bias.floatValue.extend(_flat(convolution.bias))
+    _append(stored.weights.floatValue, convolution.weight)
+    _append(stored.bias.floatValue, convolution.bias)
     after = _add(network, f"{name}_act", source=f"{name}_conv", target=name)
     if nonlinearity == "m":
         after.softmax.SetInParent()
@@ -262,4 +303,4 @@ def _write_recurrent(network: Any, name: str, layer: layers.RecurrentLayer) -> N
             (bias, "BiasVector"),
         ):
             for gate, chunk in zip(_GATES, values.chunk(4), strict=True):
-                getattr(direction, gate + part).floatValue.extend(_flat(chunk))
+                _append(getattr(direction, gate + part).floatValue, chunk)

@@ -2,32 +2,52 @@
 
 The file's metadata has one key, ``kraken_meta``: a JSON object from each model's UUID to its metadata.
 A tensor is named ``<uuid>.<name>``.
+
+Files are read with the library of the format and written here: the library wants all tensors in memory at
+once, twice over, and puts a file's metadata in another order each time. The format is 8 bytes for the length
+of a JSON header, the header, and the tensors as they lie in memory, largest elements first, then by name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from distrib.errors import InputError
-from distrib.files import written_whole
 
 METADATA_KEY = "kraken_meta"
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_ALIGNMENT = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One model of a weights file: its metadata (JSON values) and its tensors by name."""
+    """One model of a weights file: its metadata (JSON values) and its tensors by name.
+
+    In writing, each tensor is asked for three times and let go again: it may be made when it is asked for.
+    """
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -60,20 +80,60 @@ def read_entries(path: Path) -> tuple[list[Entry], dict[str, str]]:
 
 
 def write_entries(
-    entries: Sequence[Entry], path: Path, *, file_metadata: Mapping[str, str] | None = None
+    entries: Sequence[Entry], file: BinaryIO, *, file_metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write models to a file, whole or not at all. The same models give the same bytes."""
+    """Write models to an open file, one tensor in memory at a time. The same models give the same bytes."""
     named = {_identifier(entry): entry for entry in entries}
-    tensors = {
-        # Copies, because the format refuses tensors that share memory.
-        f"{key}.{name}": value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, entry in named.items()
-        for name, value in entry.tensors.items()
-    }
     models = json.dumps({key: dict(entry.metadata) for key, entry in named.items()})
-    content = safetensors.torch.save(tensors, metadata={**(file_metadata or {}), METADATA_KEY: models})
-    with written_whole(path) as file:
-        file.write(content)
+    header: dict[str, Any] = {"__metadata__": {**(file_metadata or {}), METADATA_KEY: models}}
+    places = _places(named)
+    position = 0
+    for full_name, place in places.items():
+        size = place.elements * place.dtype.itemsize
+        header[full_name] = {
+            "dtype": _DTYPES[place.dtype],
+            "shape": list(place.shape),
+            "data_offsets": [position, position + size],
+        }
+        position += size
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for place in places.values():
+        file.write(_bytes(place.entry.tensors[place.name]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """A tensor of an entry, without its values."""
+
+    entry: Entry
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+def _places(named: Mapping[str, Entry]) -> dict[str, _Place]:
+    """The tensors of all entries by their names in the file, in the order that the format asks for."""
+    places = {
+        f"{key}.{name}": _place(entry, name, entry.tensors[name])
+        for key, entry in named.items()
+        for name in entry.tensors
+    }
+    return dict(sorted(places.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+
+
+def _place(entry: Entry, name: str, value: Tensor) -> _Place:
+    return _Place(entry=entry, name=name, shape=tuple(value.shape), dtype=value.dtype)
+
+
+def _bytes(value: Tensor) -> Any:
+    """A buffer (n,) of the values row by row as they are stored; no copy where they lie so in memory."""
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def _models(path: Path, text: str | None) -> dict[str, dict[str, Any]]:
@@ -93,7 +153,7 @@ def _models(path: Path, text: str | None) -> dict[str, dict[str, Any]]:
 def _identifier(entry: Entry) -> str:
     """A UUID made from the content, so that the same weights give the same file."""
     digest = hashlib.sha256(json.dumps(dict(entry.metadata), sort_keys=True).encode())
-    for name, value in sorted(entry.tensors.items()):
+    for name in sorted(entry.tensors):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(_bytes(entry.tensors[name]))
     return str(uuid.UUID(bytes=digest.digest()[:16], version=4))

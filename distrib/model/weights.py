@@ -7,15 +7,16 @@ read is ever executed, and no memory is set aside for a network before its tenso
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import torch
 from torch import Tensor
 
 from distrib.errors import InputError, RunError
+from distrib.files import AsideFile
 from distrib.model.codec import Codec
 from distrib.model.coreml import read_coreml, write_coreml
 from distrib.model.layers import Layer
@@ -37,8 +38,8 @@ class RecognitionModel:
 
     ``seg_type`` is the line type it was trained on, ``one_channel_mode`` the mode of one-channel line
     images, ``legacy_polygons`` whether lines were extracted in kraken's old way, ``metrics`` pairs
-    ``[epoch, {name: value}]``. ``extra`` holds metadata that other programs put into the file; it is
-    written back.
+    ``[epoch, {name: value}]``. ``extra`` holds metadata that other programs put into the model's entry,
+    ``file_metadata`` what stands in the file beside it, texts by name; both are written back.
     """
 
     network: VGSLNetwork
@@ -84,38 +85,77 @@ def load_weights(path: Path | str) -> RecognitionModel:
         model = _assemble(path, entry.metadata, network, entry.tensors)
         model.file_metadata = file_metadata
         return model
-    metadata, layers = read_coreml(path)
-    _refuse_other_tasks(path, Entry(metadata=metadata).tasks)
-    network = _empty_network(path, metadata)
-    return _assemble(path, metadata, network, _tensors_of_layers(path, network, layers))
+    content = read_coreml(path)
+    _refuse_other_tasks(path, Entry(metadata=content.metadata).tasks)
+    network = _empty_network(path, content.metadata)
+    model = _assemble(path, content.metadata, network, _tensors_of_layers(path, network, content.layers))
+    model.file_metadata = content.file_metadata
+    return model
 
 
 def save_weights(
-    model: RecognitionModel, path: Path | str, *, weights_format: WeightsFormat = "safetensors"
+    model: RecognitionModel,
+    path: Path | str,
+    *,
+    weights_format: WeightsFormat = "safetensors",
+    tensors: Mapping[str, Tensor] | None = None,
+    verify: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a weights file that kraken 7 reads, whole or not at all; the same model gives the same bytes.
+
+    ``tensors`` by name are written in place of the network's own, which may then be without memory; one is
+    held at a time. They are for safetensors only. ``verify`` gets the file that was written before it takes
+    its name; where it raises, what was there before stays.
 
     Raises InputError where the model does not fit the format or coremltools is missing, RunError where
     the file cannot be written.
     """
     path = Path(path)
-    metadata = model.metadata()
     try:
-        if weights_format == "coreml":
-            kept = {key: value for key, value in metadata.items() if not key.startswith("_")}
-            codec = json.dumps(model.codec.c2l)
-            write_coreml(model.network, {**kept, "model_type": "recognition", "codec": codec}, path)
-        else:
-            entry = Entry(metadata=metadata, tensors=_plain_state(model.network))
-            write_entries([entry], path, file_metadata=model.file_metadata)
+        with AsideFile(path) as aside:
+            _write(model, aside.file, path, weights_format, tensors)
+            aside.file.flush()
+            if verify is not None:
+                verify(Path(aside.file.name))
+            aside.commit()
     except OSError as error:
         reason = error.strerror or error
         raise RunError(f"{path}: cannot be written ({reason}); name another place or make room") from error
 
 
-def _plain_state(network: VGSLNetwork) -> dict[str, Tensor]:
-    """The state in float32, whatever precision it is trained in; what kraken loads."""
-    return {name: value.detach().to("cpu", torch.float32) for name, value in network.state_dict().items()}
+class PlainTensors(Mapping[str, Tensor]):
+    """Tensors as weights files hold them, on the CPU in float32 whatever they are trained in; made one at a
+    time when asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name].detach().to("cpu", torch.float32)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _write(
+    model: RecognitionModel,
+    file: BinaryIO,
+    path: Path,
+    weights_format: WeightsFormat,
+    tensors: Mapping[str, Tensor] | None,
+) -> None:
+    metadata = model.metadata()
+    if weights_format == "coreml":
+        kept = {key: value for key, value in metadata.items() if not key.startswith("_")}
+        kept |= {"model_type": "recognition", "codec": json.dumps(model.codec.c2l)}
+        write_coreml(model.network, kept, file, path=path, file_metadata=model.file_metadata)
+        return
+    state = model.network.state_dict() if tensors is None else tensors
+    entry = Entry(metadata=metadata, tensors=PlainTensors(state))
+    write_entries([entry], file, file_metadata=model.file_metadata)
 
 
 def _is_safetensors(path: Path) -> bool:

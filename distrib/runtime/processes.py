@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from distrib.errors import KetosError, PeerError, RunError
 from distrib.runtime.topology import Topology
@@ -58,18 +59,18 @@ class Processes:
         return items
 
     def agree(self, function: Callable[[], Result]) -> Result:
-        """What ``function`` returns here, if it raised a KetosError nowhere.
+        """What ``function`` returns here, if it failed nowhere for a reason that a user can mend.
 
         Where it did, the lowest such rank raises its own error and all others a PeerError, so that one
         sentence is printed and nobody waits for a process that has ended.
         """
         result: Any = None
-        error: KetosError | None = None
+        error: KetosError | OSError | MemoryError | None = None
         try:
             result = function()
-        except KetosError as raised:
+        except (KetosError, OSError, MemoryError) as raised:
             error = raised
-        codes = self.gather(None if error is None else error.exit_code)
+        codes = self.gather(None if error is None else getattr(error, "exit_code", 1))
         failed = [rank for rank, code in enumerate(codes) if code is not None]
         if not failed:
             return cast(Result, result)
@@ -105,15 +106,13 @@ class Processes:
         return cast(Result, result)
 
     @contextmanager
-    def first_holds(self, context: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-        """Hold ``context`` at rank zero around a block of all; what its entry raises ends all of them."""
+    def first_holds(self, context: Callable[[], AbstractContextManager[Result]]) -> Iterator[Result | None]:
+        """Hold ``context`` at rank zero around a block of all; what its entry raises ends all of them.
+
+        Gives rank zero what it is, the others None.
+        """
         with ExitStack() as stack:
-
-            def enter() -> None:
-                stack.enter_context(context())
-
-            self.on_first(enter)
-            yield
+            yield self.agree(lambda: stack.enter_context(context()) if self.topology.first else None)
 
 
 def peer_gone(error: RuntimeError) -> bool:
@@ -122,18 +121,21 @@ def peer_gone(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def joined(topology: Topology, *, device: str) -> Iterator[Processes]:
+def joined(topology: Topology, *, device: str, group_of_one: bool = False) -> Iterator[Processes]:
     """Join the processes of the job, for collectives on the CPU and where ``--device`` allows it on GPUs.
+
+    A single process makes a group only where ``group_of_one`` asks for it, as sharded strategies need it.
 
     Raises RunError where they do not come together, or one of them ends during the block.
     """
-    if topology.world_size == 1:
+    if topology.world_size == 1 and not group_of_one:
         yield Processes(topology)
         return
     cuda = not device.startswith("cpu") and torch.cuda.is_available()
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=HashStore() if topology.world_size == 1 else None,
             rank=topology.rank,
             world_size=topology.world_size,
             timeout=TIMEOUT,

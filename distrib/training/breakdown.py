@@ -1,10 +1,16 @@
-"""Where the errors are: per source file, and the worst lines, in memory that does not grow with the lines."""
+"""Where the errors are: per source file, the worst lines, and lines that could not be read at all.
+
+Each can be cut into pieces of bounded size and merged from pieces of any processes, whatever lines they had.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
+from distrib.stream.batches import BadLine
 from distrib.training.metrics import ErrorCounts
 
 
@@ -22,6 +28,12 @@ class FileErrors:
         """Add what another rank counted."""
         for source, counts in other.by_source.items():
             self.by_source.setdefault(source, ErrorCounts()).merge(counts)
+
+    def pieces(self, most: int) -> Iterator[FileErrors]:
+        """Errors of at most ``most`` files each."""
+        entries = iter(self.by_source.items())
+        while part := dict(islice(entries, most)):
+            yield FileErrors(by_source=part)
 
     def worst_first(self) -> list[tuple[str, ErrorCounts]]:
         """(source, counts), highest CER first, then by name."""
@@ -71,6 +83,12 @@ class WorstLines:
         for line in other._candidates:
             self.add(line)
 
+    def pieces(self, most: int) -> Iterator[WorstLines]:
+        """At most ``most`` lines each, of those kept."""
+        kept = self.worst_first()
+        for start in range(0, len(kept), most):
+            yield WorstLines(keep=self.keep, _candidates=kept[start : start + most])
+
     def worst_first(self) -> list[LineErrors]:
         """At most ``keep`` lines: by errors, since those make the CER, then by rate, then by place, so
         that neither choice nor order depends on which rank saw the line."""
@@ -79,3 +97,38 @@ class WorstLines:
 
 def _rank(line: LineErrors) -> tuple[int, float, str, str, str, str]:
     return -line.errors, -line.cer, line.source, line.line_id, line.truth, line.prediction
+
+
+@dataclass(kw_only=True, slots=True)
+class UnreadLines:
+    """How many lines could not be read, and the ``keep`` of them with the lowest numbers."""
+
+    keep: int = 1000
+    count: int = 0
+    _kept: list[BadLine] = field(default_factory=list)
+
+    def add(self, *lines: BadLine) -> None:
+        """Count lines."""
+        self.count += len(lines)
+        self._keep(lines)
+
+    def merge(self, other: UnreadLines) -> None:
+        """Add what another rank counted."""
+        self.count += other.count
+        self._keep(other._kept)
+
+    def pieces(self, most: int) -> Iterator[UnreadLines]:
+        """At most ``most`` lines each, of those kept."""
+        yield UnreadLines(keep=self.keep, count=self.count)
+        kept = self.in_order()
+        for start in range(0, len(kept), most):
+            yield UnreadLines(keep=self.keep, _kept=kept[start : start + most])
+
+    def in_order(self) -> list[BadLine]:
+        """At most ``keep`` lines, by number."""
+        return sorted(self._kept)[: self.keep]
+
+    def _keep(self, lines: Iterable[BadLine]) -> None:
+        self._kept += lines
+        if len(self._kept) >= 2 * self.keep + 100:
+            self._kept = self.in_order()

@@ -39,12 +39,37 @@ def recognize(model: RecognitionModel, batch: LineBatch) -> list[str]:
 
     A line too narrow to reach the network's output is read as empty.
     """
+    return texts_of(model, *network_scores(model, batch))
+
+
+def network_scores(model: RecognitionModel, batch: LineBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Raw scores (N, L, 1, W) of a batch's lines and the time steps of each, int64 (N,) on the CPU.
+
+    A line too narrow to reach the network's output has none; where all are, the network does not run.
+    """
     wide_enough = model.network.output_width(batch.widths) >= 1
-    if not wide_enough.all():
-        if not wide_enough.any():
-            return [""] * len(batch.lines)
-        read = iter(recognize(model, batch.select(wide_enough)))
-        return [next(read) if wide else "" for wide in wide_enough.tolist()]
-    scores, widths = model.network(network_values(batch.images, dtype_of(model.network)), batch.widths)
+    if wide_enough.all():
+        return _scores(model, batch.images, batch.widths)
+    steps = torch.zeros_like(batch.widths)
+    if not wide_enough.any():
+        return batch.images.new_zeros((len(steps), model.network.num_classes, 1, 0)).float(), steps
+    chosen = wide_enough.nonzero().flatten()
+    read, read_steps = _scores(model, batch.images[chosen.to(batch.images.device)], batch.widths[chosen])
+    steps[chosen] = read_steps
+    scores = read.new_zeros((len(steps), *read.shape[1:]))
+    scores[chosen.to(read.device)] = read
+    return scores, steps
+
+
+def texts_of(model: RecognitionModel, scores: torch.Tensor, widths: torch.Tensor) -> list[str]:
+    """The best path's text of each line, from raw scores (N, L, 1, W) and the time steps of each (N,)."""
     decoded = greedy_decode(scores.squeeze(2), widths)
     return [model.codec.decode_labels(labels) for labels in decoded]
+
+
+def _scores(
+    model: RecognitionModel, images: torch.Tensor, widths: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    network: torch.nn.Module = model.network
+    scores, steps = network(network_values(images, dtype_of(network)), widths)
+    return scores, steps

@@ -96,7 +96,12 @@ class LedgerKeeping(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """What a checkpoint holds stays on record even if the machine fails."""
-        if self._writer is not None:
+        assert isinstance(pl_module, RecognitionModule)
+        if self._writer is None:
+            return
+        if pl_module.keeping.alone:
+            self._writer.sync()
+        else:
             self._processes.agree(self._writer.sync)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

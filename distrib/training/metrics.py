@@ -1,8 +1,8 @@
 """Recognition errors counted exactly: characters, words, edits, confusions, scripts.
 
-One accumulator serves validation and ``ketos test``. Without detail it holds seven integers, which add
-up over ranks; with detail it also keeps which characters were confused. Rates are quotients of those
-integers and never averages of rates, so what validation logs is what a test of the same lines reports.
+One accumulator serves validation and ``ketos test``. Without detail it holds seven integers, with detail
+also which characters were confused; both add up over ranks to what one process counts. Rates are quotients
+of integers and never averages of rates, so what validation logs is what a test of the same lines reports.
 
 Distances are Levenshtein's, insertion, deletion and substitution costing one each (V. I. Levenshtein,
 1966), over code points for characters and over whitespace-separated tokens for words.
@@ -11,7 +11,7 @@ Distances are Levenshtein's, insertion, deletion and substitution costing one ea
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from fontTools import unicodedata as unicode_data
 from rapidfuzz.distance import Levenshtein
+
+from distrib.training.tally import OrderedTally
 
 Edit = tuple[str, str]
 """(character of the ground truth, character predicted); the empty string where one has none."""
@@ -49,10 +51,10 @@ class ScriptErrors:
 
 @dataclass(kw_only=True, slots=True)
 class EditDetail:
-    """What the light counts leave out; both counters keep the order in which things were first seen."""
+    """What the light counts leave out: characters of the ground truth, and edits."""
 
-    characters: Counter[str] = field(default_factory=Counter)
-    confusions: Counter[Edit] = field(default_factory=Counter)
+    characters: OrderedTally[str] = field(default_factory=OrderedTally)
+    confusions: OrderedTally[Edit] = field(default_factory=OrderedTally)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -79,8 +81,13 @@ class ErrorCounts:
         """Empty counts that also keep edits, confusions and scripts; adding costs about tenfold."""
         return cls(detail=EditDetail())
 
-    def add(self, truth: str, prediction: str) -> int:
-        """Count one line and return its character errors."""
+    def add(self, truth: str, prediction: str, *, line: int | None = None) -> int:
+        """Count one line and return its character errors.
+
+        ``line`` is its number, by which characters and edits of any lines are put in order; without one
+        lines are numbered as they come.
+        """
+        number = self.lines if line is None else line
         truth_lower, truth_words = truth.lower(), truth.split()
         errors = Levenshtein.distance(truth, prediction)
         self.lines += 1
@@ -92,23 +99,36 @@ class ErrorCounts:
             self.errors_case_insensitive += Levenshtein.distance(truth_lower, prediction.lower())
             self.word_errors += Levenshtein.distance(truth_words, prediction.split())
         if self.detail is not None:
-            self.detail.characters.update(truth)
+            self.detail.characters.add(number, truth)
             if errors:
-                self.detail.confusions.update(edits(truth, prediction))
+                self.detail.confusions.add(number, edits(truth, prediction))
         return errors
 
     def merge(self, other: ErrorCounts) -> None:
-        """Add what ``other`` counted; detail is merged where this one keeps it.
+        """Add what ``other`` counted in other lines; detail is merged where this one keeps it.
 
         Raises:
             ValueError: this one keeps detail and ``other`` has none to give.
         """
         if self.detail is not None:
             theirs = other._required_detail()
-            self.detail.characters.update(theirs.characters)
-            self.detail.confusions.update(theirs.confusions)
+            self.detail.characters.merge(theirs.characters)
+            self.detail.confusions.merge(theirs.confusions)
         for name in _ADDITIVE:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def pieces(self, most: int) -> Iterator[ErrorCounts]:
+        """Counts with at most ``most`` characters or edits in their detail each, which merged are these."""
+        whole = ErrorCounts.from_vector(self.to_vector())
+        if self.detail is None:
+            yield whole
+            return
+        whole.detail = EditDetail()
+        yield whole
+        for characters in self.detail.characters.pieces(most):
+            yield ErrorCounts(detail=EditDetail(characters=characters))
+        for confusions in self.detail.confusions.pieces(most):
+            yield ErrorCounts(detail=EditDetail(confusions=confusions))
 
     def to_vector(self) -> npt.NDArray[np.int64]:
         """The additive integers, int64 ``(7,)``: vectors of several ranks are summed element by element."""
@@ -117,7 +137,10 @@ class ErrorCounts:
     @classmethod
     def from_vector(cls, vector: npt.NDArray[np.int64]) -> ErrorCounts:
         """Light counts from (a sum of) ``to_vector``."""
-        return cls._of({name: int(value) for name, value in zip(_ADDITIVE, vector, strict=True)})
+        counts = cls()
+        for name, value in zip(_ADDITIVE, vector, strict=True):
+            setattr(counts, name, int(value))
+        return counts
 
     @property
     def cer(self) -> float:
@@ -147,31 +170,31 @@ class ErrorCounts:
     @property
     def insertions(self) -> int:
         """Predicted characters that the ground truth does not have. Needs detail, as do all below."""
-        return sum(count for (truth, _), count in self.confusions.items() if not truth)
+        return sum(count for (truth, _), count in self._edit_counts.items() if not truth)
 
     @property
     def deletions(self) -> int:
         """Characters of the ground truth that were not predicted."""
-        return sum(count for (_, predicted), count in self.confusions.items() if not predicted)
+        return sum(count for (_, predicted), count in self._edit_counts.items() if not predicted)
 
     @property
     def substitutions(self) -> int:
         """Characters of the ground truth for which another was predicted."""
-        return sum(count for edit, count in self.confusions.items() if all(edit))
+        return sum(count for edit, count in self._edit_counts.items() if all(edit))
 
     @property
     def confusions(self) -> Counter[Edit]:
-        """How often each edit occurred, in the order first seen."""
-        return self._required_detail().confusions
+        """How often each edit occurred, in the order in which the lines first have it."""
+        return self._required_detail().confusions.in_order()
 
     @property
     def scripts(self) -> dict[str, ScriptErrors]:
-        """Per Unicode script (UAX #24 long name, spaces for underscores), in the order first seen."""
+        """Per Unicode script (UAX #24 long name, spaces for underscores), ordered as ``confusions``."""
         counted: Counter[str] = Counter()
-        for character, count in self._required_detail().characters.items():
+        for character, count in self._required_detail().characters.in_order().items():
             counted[script_name(character)] += count
         missed: Counter[str] = Counter()
-        for (truth, _), count in self.confusions.items():
+        for (truth, _), count in self._edit_counts.items():
             if truth:
                 missed[script_name(truth)] += count
         return {name: ScriptErrors(characters=counted[name], missed=missed[name]) for name in counted}
@@ -190,28 +213,14 @@ class ErrorCounts:
                 name: {"characters": script.characters, "missed": script.missed}
                 for name, script in self.scripts.items()
             },
-            "alphabet": dict(self.detail.characters),
+            "alphabet": dict(self.detail.characters.in_order()),
             "confusions": [[*edit, count] for edit, count in self.confusions.most_common()],
         }
         return plain
 
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> ErrorCounts:
-        """The counts that ``to_json`` wrote; among equals the order first seen is kept."""
-        counts = cls._of({name: int(plain[name]) for name in _ADDITIVE})
-        if "confusions" in plain:
-            counts.detail = EditDetail(
-                characters=Counter(plain["alphabet"]),
-                confusions=Counter({(truth, seen): count for truth, seen, count in plain["confusions"]}),
-            )
-        return counts
-
-    @classmethod
-    def _of(cls, integers: Mapping[str, int]) -> ErrorCounts:
-        counts = cls()
-        for name, value in integers.items():
-            setattr(counts, name, value)
-        return counts
+    @property
+    def _edit_counts(self) -> Counter[Edit]:
+        return self._required_detail().confusions.counts
 
     def _required_detail(self) -> EditDetail:
         if self.detail is None:

@@ -18,7 +18,8 @@ from distrib.model.resize import ResizeMode, resize_output
 from distrib.model.shapes import input_shape
 from distrib.model.vgsl import VGSLNetwork, recognition_spec
 from distrib.model.weights import RecognitionModel, SegType, load_weights
-from distrib.runtime.checkpoints import is_checkpoint, load_checkpoint, model_from_checkpoint
+from distrib.runtime.checkpoint_reader import open_checkpoint
+from distrib.runtime.checkpoints import is_checkpoint, model_from_checkpoint
 from distrib.stream.lines import LineCollection
 
 _RESIZE_MODES: dict[str, ResizeMode] = {
@@ -39,14 +40,16 @@ def load_model(path: Path) -> RecognitionModel:
 
     Raises InputError where the file is missing, damaged or of another task.
     """
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: no such weights file or checkpoint; check its name.")
     if is_checkpoint(path):
-        checkpoint = load_checkpoint(path)
+        checkpoint = open_checkpoint(path)
         try:
             return model_from_checkpoint(checkpoint)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, and no checkpoint; name a weights file or checkpoint in it.")
     return load_weights(path)
 
 

@@ -8,11 +8,19 @@ from distrib.config.sections import Globals, Train
 from distrib.config.sizes import parse_size
 from distrib.errors import InputError
 from distrib.runtime.devices import check_precision
+from distrib.runtime.strategies.choose import check_strategy
 
 
 def check_options(options: Train, globals_: Globals) -> None:
     """Raise InputError, naming the option and the way out, for the first thing that cannot be."""
     check_precision(globals_.precision, globals_.device)
+    check_strategy(
+        options.strategy,
+        offload=options.offload,
+        precision=globals_.precision,
+        device=globals_.device,
+        optimizer=options.optimizer,
+    )
     if options.quit == "fixed" and options.epochs < 1:
         raise InputError("--quit fixed needs --epochs: the number of epochs to train for.")
     if options.resume_anyway and not options.resume:

@@ -33,6 +33,12 @@ class TrainingProgress(Callback):
         self._bar: Progress | None = None
         self._task: Any = None
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A resumed run has had its best already."""
+        assert isinstance(pl_module, RecognitionModule)
+        known = (scores["val_accuracy"] for _, scores in pl_module.model.metrics)
+        self._best = max(known, default=0.0)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the epoch's bar."""
         self._lines, self._seconds = 0, 0.0

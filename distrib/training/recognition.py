@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal, NoReturn
@@ -16,11 +15,14 @@ import torch
 from distrib.config.sections import Train
 from distrib.errors import RunError
 from distrib.model.weights import RecognitionModel
+from distrib.runtime.checkpoint_record import newest_first
 from distrib.runtime.processes import Processes
+from distrib.runtime.strategies.base import StateKeeping
 from distrib.stream.batches import BadLine, LineBatch, StepBatch
-from distrib.training.decoding import ctc_losses, dtype_of, network_values, recognize
+from distrib.training.decoding import ctc_losses, dtype_of, network_scores, network_values, texts_of
 from distrib.training.metrics import ErrorCounts
 from distrib.training.optimization import make_optimizer
+from distrib.training.proof import take_proof
 
 BadLines = dict[tuple[Literal["training", "validation"], int], str]
 """Why a line of a collection could not be used, each line once however many epochs met it."""
@@ -29,6 +31,9 @@ BadLines = dict[tuple[Literal["training", "validation"], int], str]
 class StopRequested(Exception):
     """A process of the job was asked to end; raised at the same step by all."""
 
+
+_FAILED_SAVES = 3
+"""Failed saves in a row after which a run is not worth going on."""
 
 _FEW_LINES = 200
 """A share of unusable lines means something from this many lines on; before, only the epoch's end counts."""
@@ -39,6 +44,7 @@ class StepFacts:
     """A global step over all processes: lines trained on, unusable ones, columns with and without padding.
 
     ``loss`` is the mean over its lines, on the device; ``used`` and ``unused`` are this process's lines.
+    ``skipped`` is True where the gradient was not finite, so that nothing was learned.
     """
 
     lines: int
@@ -48,6 +54,7 @@ class StepFacts:
     loss: torch.Tensor
     used: list[int]
     unused: list[int]
+    skipped: bool
 
 
 class RecognitionModule(pl.LightningModule):
@@ -72,6 +79,15 @@ class RecognitionModule(pl.LightningModule):
         self.facts: StepFacts | None = None
         self.interrupted = False
         """Whether this process was asked to end; told to all with the next step."""
+        self.wants_checkpoint = False
+        """Whether this process finds it time for a checkpoint; told to all with the next step."""
+        self.checkpoint_due = False
+        """Whether one did, in the step under way."""
+        self.settled = True
+        """Whether the state is that between two steps, with what was done on record at every process."""
+        self.skipped_steps, self.skipped_in_row = 0, 0
+        self.proof: dict[str, Any] | None = None
+        """What the network makes of a few validation lines, from the last validation."""
         self._processes = processes
         self._seed = seed
         self._loss_sum: torch.Tensor | float = 0.0
@@ -87,25 +103,20 @@ class RecognitionModule(pl.LightningModule):
             self._note_bad("training", each)
         used = [line for each in micro_batches for line in each.lines.tolist()]
         unused = [bad.line for each in micro_batches for bad in each.bad]
-        lines, bad, columns, padded, interrupted = (
-            int(number)
-            for number in self._processes.sum(
-                [len(used), len(unused), *_columns(micro_batches), self.interrupted]
-            )
-        )
-        if interrupted:
-            raise StopRequested
-        loss_sum = torch.zeros((), device=self.device)
+        lines, bad, columns, padded = self._agree_on_step([len(used), len(unused), *_columns(micro_batches)])
+        loss_sum, learned = torch.zeros((), device=self.device), True
         if lines:
             # Dropout follows from the step alone: nothing about it has to be kept or replayed.
             torch.manual_seed(self._step_seed(batch))
             optimizer: Any = self.optimizers()
             optimizer.zero_grad()
-            loss_sum = self._gather_gradient([each for each in micro_batches if len(each.lines)], lines)
-            optimizer.step()
-        loss_sum = self._processes.sum_tensor(loss_sum)
-        self._loss_sum = self._loss_sum + loss_sum
-        self._trained += lines
+            loss_sum = self._processes.sum_tensor(self._gather_gradient(micro_batches, lines))
+            self.settled = False
+            learned = self.keeping.update(optimizer, clip=self.options.gradient_clip_val)
+        self._count_skipped(learned)
+        if learned:
+            self._loss_sum = self._loss_sum + loss_sum
+            self._trained += lines
         self._ever_trained |= lines > 0
         self.facts = StepFacts(
             lines=lines,
@@ -115,17 +126,25 @@ class RecognitionModule(pl.LightningModule):
             loss=loss_sum / max(lines, 1),
             used=used,
             unused=unused,
+            skipped=not learned,
         )
         self._refuse_rubbish(batch, self.facts)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradient of the whole step, unscaled and summed over processes."""
-        if self.options.gradient_clip_val:
+        """Clip the gradient of the whole step where it had to be unscaled first."""
+        if self.keeping.scaled and self.options.gradient_clip_val:
             self.clip_gradients(
                 optimizer,
                 gradient_clip_val=self.options.gradient_clip_val,
                 gradient_clip_algorithm="norm",
             )
+
+    @property
+    def keeping(self) -> StateKeeping:
+        """The strategy of the run."""
+        strategy: Any = self.trainer.strategy
+        assert isinstance(strategy, StateKeeping)
+        return strategy
 
     def on_validation_start(self) -> None:
         """Settle the loss since the last validation.
@@ -144,7 +163,7 @@ class RecognitionModule(pl.LightningModule):
                 f"The loss is no longer a number in epoch {self.current_epoch + 1}; lessen --lrate, and go "
                 f"on from a checkpoint in {self.options.checkpoint_path}."
             )
-        self.validation = ErrorCounts()
+        self.validation, self.proof = ErrorCounts(), None
         self._held_bad, self._held = 0, 0
 
     def validation_step(self, batch: LineBatch, batch_index: int) -> None:
@@ -152,10 +171,17 @@ class RecognitionModule(pl.LightningModule):
         self._note_bad("validation", batch)
         self._held_bad += len(batch.bad)
         self._held += len(batch.bad) + len(batch.lines)
-        if len(batch.lines):
-            predictions = recognize(self.model, batch)
-            for truth, prediction in zip(batch.texts, predictions, strict=True):
-                self.validation.add(truth, prediction)
+        if self.keeping.sharded and not bool((self.network.output_width(batch.widths) >= 1).any()):
+            self._nothing()
+        if not len(batch.lines):
+            return
+        scores, widths = network_scores(self.model, batch)
+        if self.proof is None and self._processes.topology.first:
+            self.proof = take_proof(
+                self.model, batch, scores=scores, widths=widths, precision=str(self.trainer.precision)
+            )
+        for truth, prediction in zip(batch.texts, texts_of(self.model, scores, widths), strict=True):
+            self.validation.add(truth, prediction)
 
     def running_loss(self) -> float:
         """Mean loss of the lines trained on since the last validation; waits for the device."""
@@ -192,28 +218,27 @@ class RecognitionModule(pl.LightningModule):
         """Backpropagate this process's part of the step's loss; returns its sum over the part's lines.
 
         Processes send each other gradients once, with the last micro-batch; one without lines takes part
-        with weight zero.
+        with weight zero. Where a forward pass needs all processes, so does each micro-batch.
         """
         loss_sum = torch.zeros((), device=self.device)
+        if not self.keeping.sharded:
+            micro_batches = [each for each in micro_batches if len(each.lines)]
         # Gradients are averaged over processes, and the mean wanted is that over lines.
         weight = self._processes.topology.world_size / lines
         for number, batch in enumerate(micro_batches, start=1):
-            with self._synchronized(number == len(micro_batches)):
-                images = network_values(batch.images, dtype_of(self.network))
-                scores, widths = self.network(images, batch.widths)
-                loss = ctc_losses(scores, widths, batch).sum()
+            with self.keeping.synchronized(number == len(micro_batches)):
+                loss = self._loss(batch) if len(batch.lines) else self._nothing()
                 self.manual_backward(loss * weight)
             loss_sum += loss.detach()
         if not micro_batches:
             self.manual_backward(self._nothing())
         return loss_sum
 
-    def _synchronized(self, last: bool) -> AbstractContextManager[Any]:
-        strategy: Any = self.trainer.strategy
-        if last or not self._processes.several:
-            return nullcontext()
-        context: AbstractContextManager[Any] = strategy.block_backward_sync()
-        return context
+    def _loss(self, batch: LineBatch) -> torch.Tensor:
+        """The CTC loss summed over the lines of a micro-batch."""
+        images = network_values(batch.images, dtype_of(self.network))
+        scores, widths = self.network(images, batch.widths)
+        return ctc_losses(scores, widths, batch).sum()
 
     def _nothing(self) -> torch.Tensor:
         """Zero, depending on every parameter."""
@@ -224,6 +249,41 @@ class RecognitionModule(pl.LightningModule):
         blank = torch.zeros((1, channels, height or width, width), device=self.device)
         scores: torch.Tensor = self.network(blank.to(dtype_of(self.network)), torch.tensor([width]))[0]
         return scores.sum() * 0.0
+
+    def _agree_on_step(self, numbers: Sequence[int]) -> list[int]:
+        """The sums of ``numbers`` over all processes, which tell each other with them what else there is.
+
+        Raises StopRequested, at every process, where one was asked to end.
+        """
+        store = self.keeping.store
+        told = [*numbers, self.interrupted, self.wants_checkpoint, *store.votes()]
+        sums = [int(number) for number in self._processes.sum(told)]
+        *sums, interrupted, wanted, written, failed = sums
+        # All have come this far, so all have on record what they did before.
+        self.settled = True
+        store.settle(written, failed)
+        if store.failures >= _FAILED_SAVES:
+            self._stop(
+                f"{_FAILED_SAVES} checkpoints in a row could not be written to "
+                f"{self.options.checkpoint_path}; see that there is room, and go on with `ketos train "
+                f"--resume {self.options.checkpoint_path}`."
+            )
+        if interrupted:
+            raise StopRequested
+        self.checkpoint_due, self.wants_checkpoint = wanted > 0, False
+        return sums
+
+    def _count_skipped(self, learned: bool) -> None:
+        """Raise RunError, at every process, where no step has been learned from for too long."""
+        self.skipped_in_row = 0 if learned else self.skipped_in_row + 1
+        self.skipped_steps += not learned
+        if self.skipped_in_row >= self.options.max_bad_steps:
+            saved = newest_first(self.options.checkpoint_path)
+            way_out = f"go on from {saved[0].path} with --resume" if saved else "start again"
+            self._stop(
+                f"{self.skipped_in_row} steps in a row had no finite loss and gradient, the last in epoch "
+                f"{self.current_epoch + 1}; lessen --lrate and {way_out}."
+            )
 
     def _step_seed(self, batch: StepBatch) -> int:
         numbers = (self._seed, batch.epoch, batch.step, self._processes.topology.rank)

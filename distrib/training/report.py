@@ -64,11 +64,14 @@ def report_json(
     model_name: str = "",
     files: FileErrors | None = None,
     worst: Sequence[LineErrors] = (),
+    unread: int = 0,
 ) -> dict[str, Any]:
-    """Plain JSON values: ``model``, all of ``ErrorCounts.to_json``, ``files``, ``worst_lines``."""
+    """Plain JSON values: ``model``, all of ``ErrorCounts.to_json``, ``unread_lines`` (lines that could not be
+    read and do not count), ``files``, ``worst_lines``."""
     return {
         "model": model_name,
         **counts.to_json(),
+        "unread_lines": unread,
         "files": files.to_json() if files else [],
         "worst_lines": [line.to_json() for line in worst],
     }

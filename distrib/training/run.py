@@ -11,24 +11,28 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy
 
-from distrib.config.sections import Train, WeightsFormat
+from distrib.config.experiment import dump_experiment
+from distrib.config.sections import Train
 from distrib.errors import RunError
-from distrib.model.weights import save_weights
-from distrib.runtime.checkpoint_io import AtomicCheckpointIO
-from distrib.runtime.checkpoints import LAST, best_checkpoint, load_checkpoint, model_from_checkpoint
+from distrib.runtime.checkpoint_record import best, newest_first
+from distrib.runtime.checkpoint_store import CheckpointStore
 from distrib.runtime.cluster_environment import PlacedEnvironment
 from distrib.runtime.devices import lightning_device
 from distrib.runtime.processes import peer_gone
-from distrib.runtime.topology import Topology
+from distrib.runtime.run_directory import RunDirectory
+from distrib.runtime.strategies.choose import is_sharded, make_strategy
 from distrib.stream.loader import reader_deaths
 from distrib.training.bad_lines import BadLinesReport
 from distrib.training.callbacks import Bookkeeping
+from distrib.training.export import export_checkpoint
 from distrib.training.interruption import StopOnSignal
 from distrib.training.ledger_keeping import LedgerKeeping
 from distrib.training.progress import TrainingProgress
+from distrib.training.provenance import provenance
 from distrib.training.recognition import BadLines, RecognitionModule, StopRequested
+from distrib.training.run_events import OnEvent, RunEvents
+from distrib.training.saving import Saving
 from distrib.training.setup import PreparedRun
 from distrib.training.step_log import StepLog
 from distrib.training.stopping import EarlyStopping
@@ -46,41 +50,45 @@ class Outcome:
     bad_lines: BadLines
 
 
-def fit(run: PreparedRun) -> Outcome:
-    """Train, validate, keep the best, export it. Raises RunError with a sentence where it cannot go on."""
+def fit(run: PreparedRun, *, claimed: RunDirectory | None, on_event: OnEvent) -> Outcome:
+    """Train, validate, keep the best, export it.
+
+    ``claimed`` is the run directory as rank zero holds it, None elsewhere; ``on_event`` gets what happens, by
+    kind, with facts in plain types.
+
+    Raises RunError with a sentence where it cannot go on.
+    """
     options, directory, processes = run.options, run.options.checkpoint_path, run.processes
     topology = processes.topology
     _quiet_lightning(verbose=run.globals_.verbose > 0)
-    stopping = None
-    if options.quit == "early":
-        stopping = EarlyStopping(lag=options.lag, min_delta=options.min_delta, min_epochs=options.min_epochs)
-    module = RecognitionModule(run.model, options, processes=processes, seed=run.seed)
-    total = options.epochs if options.epochs > 0 else None
-    bookkeeping = Bookkeeping(directory, stopping=stopping, stream=run.training)
-    ledger = LedgerKeeping(
+    store = CheckpointStore(
         directory,
         processes=processes,
-        stream=run.training,
-        lines=run.lines,
-        total=len(run.sets.training),
-        resumed_from=run.resume_from,
+        keep_best=options.keep_best,
+        keep_last=options.keep_last,
+        sharded=is_sharded(options.strategy),
+        strategy=options.strategy,
+        guard=_nothing if claimed is None else claimed.check,
+        on_event=on_event,
     )
-    callbacks: list[Callback] = [StopOnSignal(), ledger, bookkeeping]
-    if topology.first:
-        callbacks += [
-            StepLog(directory),
-            BadLinesReport(directory, run.sets, resumed=run.resume_from is not None),
-            TrainingProgress(total_epochs=total),
-        ]
+    strategy = make_strategy(
+        options.strategy,
+        topology=topology,
+        device=run.globals_.device,
+        offload=options.offload,
+        clip=options.gradient_clip_val,
+    )
+    strategy.store = store
+    module = RecognitionModule(run.model, options, processes=processes, seed=run.seed)
     trainer = pl.Trainer(
         **lightning_device(run.globals_.device, topology),
-        strategy=_strategy(topology),
+        strategy=strategy,
         precision=run.globals_.precision,
         deterministic=run.globals_.deterministic,
-        max_epochs=total or -1,
-        callbacks=callbacks,
+        max_epochs=_last_epoch(options),
+        callbacks=_callbacks(run, store, claimed, on_event),
         # The processes that are there, whatever the variables of a scheduler around them say.
-        plugins=[AtomicCheckpointIO(), PlacedEnvironment(topology)],
+        plugins=[PlacedEnvironment(topology)],
         logger=_logger(options) if topology.first else False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -97,7 +105,9 @@ def fit(run: PreparedRun) -> Outcome:
                 warnings.simplefilter("ignore")
             checkpoint = None if run.resume_from is None else str(run.resume_from)
             trainer.fit(module, run.training, run.validation, ckpt_path=checkpoint, weights_only=True)
+        store.finish()
     except StopRequested:
+        store.finish()
         processes.stop(_ended(directory, "Interrupted"))
     except SystemExit:  # how Lightning ends on Ctrl-C
         raise _ended(directory, "Interrupted") from None
@@ -106,20 +116,78 @@ def fit(run: PreparedRun) -> Outcome:
             raise
         what = "Another process of this job has ended or does not answer, as it or its launcher says"
         raise _ended(directory, what) from error
-    return processes.on_first(lambda: export_best(directory, options.weights_format, module.bad_lines))
+    finally:
+        store.close()
+    return processes.on_first(lambda: export_best(options, module.bad_lines, on_event))
 
 
-def export_best(directory: Path, weights_format: WeightsFormat, bad_lines: BadLines) -> Outcome:
+def _nothing() -> None:
+    """Other processes than rank zero give no checkpoint its name."""
+
+
+def _callbacks(
+    run: PreparedRun, store: CheckpointStore, claimed: RunDirectory | None, on_event: OnEvent
+) -> list[Callback]:
+    """What happens besides learning, in the order in which it must."""
+    options, directory, processes = run.options, run.options.checkpoint_path, run.processes
+    stopping = None
+    if options.quit == "early":
+        stopping = EarlyStopping(lag=options.lag, min_delta=options.min_delta, min_epochs=options.min_epochs)
+    bookkeeping = Bookkeeping(directory, stopping=stopping, stream=run.training)
+    ledger = LedgerKeeping(
+        directory,
+        processes=processes,
+        stream=run.training,
+        lines=run.lines,
+        total=len(run.sets.training),
+        resumed_from=run.resume_from,
+    )
+    saving = Saving(
+        store,
+        processes=processes,
+        stream=run.training,
+        bookkeeping=bookkeeping,
+        steps=options.save_steps,
+        minutes=options.save_minutes,
+        experiment=dump_experiment(run.globals_, "train", options),
+        provenance=provenance(run),
+    )
+    callbacks: list[Callback] = [StopOnSignal(claimed), ledger, bookkeeping]
+    if processes.topology.first:
+        callbacks += [
+            StepLog(directory),
+            BadLinesReport(directory, run.sets, resumed=run.resume_from is not None),
+            TrainingProgress(total_epochs=_last_epoch(options)),
+            RunEvents(on_event),
+        ]
+    # What the others record of a step must stand there before a checkpoint says that it was done.
+    return [*callbacks, saving]
+
+
+def _last_epoch(options: Train) -> int | None:
+    return options.epochs if options.epochs > 0 else None
+
+
+def export_best(options: Train, bad_lines: BadLines, on_event: OnEvent) -> Outcome:
     """Write the best checkpoint's weights as ``best_<score>.<format>`` and remove older exports."""
-    found = best_checkpoint(directory)
-    if found is None:
+    directory = options.checkpoint_path
+    found = best(directory)
+    if not found:
         raise RunError("Training ended before its first validation; there is no model to export.")
-    path, score = found
-    target = directory / f"best_{score:.4f}.{_EXTENSIONS[weights_format]}"
-    save_weights(model_from_checkpoint(load_checkpoint(path)), target, weights_format=weights_format)
+    score = found[0].score
+    target = directory / f"best_{score:.4f}.{_EXTENSIONS[options.weights_format]}"
+    exported = export_checkpoint(
+        found[0].path,
+        target,
+        weights_format=options.weights_format,
+        author=options.author,
+        license=options.license,
+    )
     for older in directory.iterdir():
         if _EXPORT.fullmatch(older.name) and older != target:
             older.unlink()
+    facts = {"name": target.name, "checkpoint": found[0].path.name, "lines_compared": exported.lines}
+    on_event("export", {**facts, "largest_difference": exported.difference})
     return Outcome(weights=target, score=score, bad_lines=bad_lines)
 
 
@@ -131,17 +199,11 @@ def validation_interval(freq: float, steps: int) -> dict[str, Any]:
     return {"val_check_interval": max(1, steps // times)}
 
 
-def _strategy(topology: Topology) -> Any:
-    if topology.world_size == 1:
-        return "auto"
-    # The processes have met already, and every parameter has a gradient in every step.
-    return DDPStrategy(gradient_as_bucket_view=True)
-
-
 def _ended(directory: Path, what: str) -> RunError:
-    if (directory / LAST).exists():
-        return RunError(f"{what}; go on from the last validation with `ketos train --resume {directory}`.")
-    return RunError(f"{what} before the first validation; there is no checkpoint to go on from.")
+    saved = newest_first(directory)
+    if saved:
+        return RunError(f"{what}; go on from {saved[0].path.name} with `ketos train --resume {directory}`.")
+    return RunError(f"{what} before the first checkpoint; there is nothing to go on from.")
 
 
 def _quiet_lightning(*, verbose: bool) -> None:

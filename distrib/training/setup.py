@@ -15,12 +15,8 @@ from distrib.errors import InputError
 from distrib.ground_truth.network_input import NetworkInput
 from distrib.ground_truth.text import TextPipeline
 from distrib.model.weights import RecognitionModel
-from distrib.runtime.checkpoints import (
-    STATE_KEY,
-    checkpoint_to_resume,
-    load_checkpoint,
-    model_from_checkpoint,
-)
+from distrib.runtime.checkpoint_reader import CheckpointReader, open_checkpoint
+from distrib.runtime.checkpoints import STATE_KEY, model_from_checkpoint
 from distrib.runtime.processes import Processes
 from distrib.stream.lines import LineCollection
 from distrib.stream.loader import EvaluationLoader, TrainingLoader
@@ -92,8 +88,12 @@ def prepare(
     validation: LineCollection | None,
     *,
     processes: Processes,
+    resume_from: Path | None,
 ) -> PreparedRun:
-    """Choose lines and make model and loaders. Raises InputError with a sentence where that cannot be."""
+    """Choose lines and make model and loaders; ``resume_from`` is the whole checkpoint to go on from.
+
+    Raises InputError with a sentence where that cannot be.
+    """
     seed = DEFAULT_SEED if globals_.seed is None else globals_.seed
     torch.set_num_threads(globals_.num_threads)
     torch.manual_seed(seed)
@@ -102,10 +102,9 @@ def prepare(
     sets = split_lines(training, validation, options, 0 if globals_.seed is None else globals_.seed)
     surveyed = survey(sets.training, sets.training_lines, pipeline)
     surveyed_held = survey(sets.validation, sets.validation_lines, pipeline)
-    resume_from = None if options.resume is None else checkpoint_to_resume(options.resume)
-    checkpoint = None if resume_from is None else load_checkpoint(resume_from)
+    checkpoint = None if resume_from is None else open_checkpoint(resume_from, verify=False)
     model = _model(options, sets, surveyed, checkpoint)
-    saved = None if checkpoint is None else _stream_state(checkpoint)
+    saved = None if checkpoint is None else _stream_state(checkpoint.common)
     network_input = network_input_of(model, padding=options.padding)
     chosen = _training_lines(sets.training, surveyed, pipeline, model, network_input)
     held = np.setdiff1d(sets.validation_lines, surveyed_held.empty, assume_unique=True)
@@ -211,7 +210,7 @@ def _training_lines(
 
 
 def _model(
-    options: Train, sets: LineSets, training: Survey, checkpoint: dict[str, Any] | None
+    options: Train, sets: LineSets, training: Survey, checkpoint: CheckpointReader | None
 ) -> RecognitionModel:
     if checkpoint is not None:
         return model_from_checkpoint(checkpoint)

@@ -18,6 +18,7 @@ class EarlyStopping:
     min_epochs: int
     best: float = float("-inf")
     waited: int = 0
+    perfect: bool = False
 
     def update(self, score: float, *, epochs_done: int) -> bool:
         """Take a validation's score; True when training should stop."""
@@ -25,9 +26,12 @@ class EarlyStopping:
             self.best, self.waited = score, 0
         else:
             self.waited += 1
-        if epochs_done < self.min_epochs:
-            return False
-        return score >= 1.0 or self.waited >= self.lag
+        self.perfect = score >= 1.0
+        return self.finished(epochs_done=epochs_done)
+
+    def finished(self, *, epochs_done: int) -> bool:
+        """Whether what was seen so far ends the training."""
+        return epochs_done >= self.min_epochs and (self.perfect or self.waited >= self.lag)
 
     def state_dict(self) -> dict[str, Any]:
         """The counters, for a checkpoint."""
@@ -36,3 +40,4 @@ class EarlyStopping:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from saved counters; the limits stay those given now."""
         self.best, self.waited = float(state["best"]), int(state["waited"])
+        self.perfect = bool(state["perfect"])

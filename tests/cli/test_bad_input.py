@@ -25,7 +25,7 @@ from PIL import ImageFile
 from distrib.cli.main import ketos
 from distrib.errors import InputError
 from distrib.ground_truth.sample import write_sample
-from distrib.runtime.run_directory import claimed_directory
+from distrib.runtime.run_directory import claim
 
 SPEC = "[1,16,0,1 Cr3,3,8 Mp2,2 S1(1x0)1,3 Lbx8]"
 FEW = ["-B", "4", "-q", "fixed", "-N", "1", "-s", SPEC]
@@ -268,7 +268,7 @@ def spec(text: str) -> list[str]:
 
 
 AMBIGUOUS = "codec: {a: [1], b: [1, 2]}"
-HOLLOW = {"ketos": {"model": {"spec": SPEC}}, "state_dict": {}}
+HOLLOW = {"common": {"ketos": {"model": {"spec": SPEC}}}, "groups": [], "tensors": {}}
 PARALLEL = "[1,16,0,1 (Cr3,3,8 Cr3,3,4) S1(1x0)1,3 Lbx8]"
 
 TRAIN_CASES = [
@@ -335,7 +335,7 @@ TRAIN_CASES = [
     Case("resume foreign", [*TRAIN, "--resume", "c.ckpt", "{lines}"], ["c.ckpt: not"], checkpoint({"a": 1})),
     Case("resume hollow", [*TRAIN, "--resume", "c.ckpt", "{lines}"], ["damaged"], checkpoint(HOLLOW)),
     Case("resume missing", [*TRAIN, "--resume", "w", "{lines}"], ["w: no such checkpoint"]),
-    Case("resume empty folder", [*TRAIN, "--resume", ".", "{lines}"], ["last.ckpt"]),
+    Case("resume empty folder", [*TRAIN, "--resume", ".", "{lines}"], ["no whole checkpoint"]),
     Case("output file", [*TRAIN, "-o", "f", "{lines}"], ["f: cannot be made"], file("f", "x")),
     Case("output below a file", [*TRAIN, "-o", "f/g", "{lines}"], ["f/g: cannot be made"], file("f", "x")),
     Case("output too long", [*TRAIN, "-o", "r" * 300, "{lines}"], ["name too long"]),
@@ -490,7 +490,7 @@ def test_what_a_run_has_saved_stays_when_its_input_fails_later(tmp_path: Path) -
     run = tmp_path / "run"
 
     def fail_late() -> None:
-        with claimed_directory(run, resuming=False):
+        with claim(run, resuming=False, environ={}):
             (run / "checkpoint_00-0.5000.ckpt").write_bytes(b"precious")
             raise InputError("too late")
 

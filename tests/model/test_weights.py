@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import builtins
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from distrib.errors import InputError, RunError
 from distrib.model.codec import Codec
+from distrib.model.coreml import refuse_unfit
 from distrib.model.safetensors_file import Entry, read_entries, write_entries
 from distrib.model.vgsl import VGSLNetwork
 from distrib.model.weights import RecognitionModel, load_weights, save_weights
@@ -109,6 +113,104 @@ def test_same_model_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_bytes_are_those_of_the_formats_own_library(tmp_path: Path) -> None:
+    """Other programs would read wrong tensors, or the metadata differ from one writing to the next."""
+    torch.manual_seed(1)
+    tensors = {
+        "wide": torch.rand(3, 2, dtype=torch.float64),
+        "half": torch.rand(5).bfloat16(),
+        "turned": torch.rand(4, 3).T,
+        "part": torch.rand(9)[2:5],
+        "number": torch.tensor(7),
+        "none": torch.zeros(0, 3),
+        "mask": torch.tensor([True, False, True]),
+    }
+    entry = Entry(metadata={"_tasks": ["mask"], "name": "ä字"}, tensors=tensors)
+    with (tmp_path / "m").open("wb") as file:
+        write_entries([entry], file)
+    with safe_open(tmp_path / "m", "pt") as file:
+        (key,) = json.loads(file.metadata()["kraken_meta"])
+        metadata = file.metadata()
+    named = {f"{key}.{name}": value.contiguous() for name, value in tensors.items()}
+    assert (tmp_path / "m").read_bytes() == safetensors.torch.save(named, metadata=metadata)
+    with (tmp_path / "m").open("wb") as file:
+        write_entries([entry], file, file_metadata={"z": "ä", "a": '"'})
+    header = (tmp_path / "m").read_bytes()[8:]
+    assert header.startswith('{"__metadata__":{"z":"ä","a":"\\"","kraken_meta":'.encode())
+
+
+class OneAtATime(Mapping[str, torch.Tensor]):
+    """Tensors of which no two may be held at once."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+        self.held: StorageWeakRef | None = None
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        assert self.held is None or self.held.expired()
+        tensor = self.tensors[name].clone()
+        self.held = StorageWeakRef(tensor.untyped_storage())
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+def test_tensors_are_written_one_at_a_time(tmp_path: Path) -> None:
+    """A model would need twice its size or more to be exported."""
+    model, tensors = model_of(), dict(model_of().network.state_dict())
+    save_weights(model, tmp_path / "a")
+    model.network.to("meta")
+    save_weights(model, tmp_path / "b", tensors=OneAtATime(tensors))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("weights_format", ["safetensors", "coreml"])
+def test_what_does_not_pass_verification_leaves_the_old_file(tmp_path: Path, weights_format: Any) -> None:
+    """A file would take its name before it is known to be right."""
+    if weights_format == "coreml":
+        pytest.importorskip("coremltools")
+    path, seen = tmp_path / "m", []
+    path.write_bytes(b"older")
+
+    def verify(written: Path) -> None:
+        seen.append(load_weights(written))
+        assert path.read_bytes() == b"older"
+        if len(seen) == 1:
+            raise RunError("wrong")
+
+    model = model_of(file_metadata={"provenance": "kept"})
+    with pytest.raises(RunError, match="wrong"):
+        save_weights(model, path, weights_format=weights_format, verify=verify)
+    assert (path.read_bytes(), names_in(tmp_path)) == (b"older", ["m"])
+    save_weights(model, path, weights_format=weights_format, verify=verify)
+    for read in (seen[1], load_weights(path)):
+        torch.testing.assert_close(scores(read), scores(model))
+        assert read.file_metadata == {"provenance": "kept"}
+    assert names_in(tmp_path) == ["m"]
+
+
+def test_networks_too_large_for_coreml_are_refused_before_training(tmp_path: Path) -> None:
+    """Weeks of training would end in weights that the chosen format cannot hold."""
+    pytest.importorskip("coremltools")
+    with torch.device("meta"):
+        large = VGSLNetwork("[1,1,0,1 Lfx12000 O1c4]")
+    for refused in (
+        lambda: refuse_unfit(large, tmp_path / "m"),
+        lambda: save_weights(
+            RecognitionModel(network=large, codec=Codec.from_alphabet("abc")),
+            tmp_path / "m",
+            weights_format="coreml",
+        ),
+    ):
+        with pytest.raises(InputError, match="at most 2 GiB"):
+            refused()
+    assert not names_in(tmp_path)
+
+
 def test_half_precision_is_written_as_float32(tmp_path: Path) -> None:
     """kraken would load weights of a type it cannot run on the CPU."""
     model = model_of()
@@ -124,15 +226,16 @@ def test_recognition_network_beside_a_mask_layer(tmp_path: Path) -> None:
     model = model_of()
     mask = Entry(metadata={"_tasks": ["mask"], "_model": "Mask"}, tensors={"mask": torch.ones(3)})
     network = Entry(metadata=model.metadata(), tensors=model.network.state_dict())
-    write_entries([mask, network], tmp_path / "m", file_metadata={"other": "kept"})
+    with (tmp_path / "m").open("wb") as file:
+        write_entries([mask, network], file, file_metadata={"other": "kept"})
     read = load_weights(tmp_path / "m")
     torch.testing.assert_close(scores(read), scores(model))
     assert read.file_metadata == {"other": "kept"}
     entries, _ = read_entries(tmp_path / "m")
     assert sorted(entry.tasks for entry in entries) == [("mask",), ("recognition",)]
-    write_entries(
-        [network, Entry(metadata={**model.metadata(), "n": 2}, tensors=network.tensors)], tmp_path / "m"
-    )
+    again = Entry(metadata={**model.metadata(), "n": 2}, tensors=network.tensors)
+    with (tmp_path / "m").open("wb") as file:
+        write_entries([network, again], file)
     with pytest.raises(InputError, match="2 recognition networks"):
         load_weights(tmp_path / "m")
 

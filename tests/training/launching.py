@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 
+from distrib.runtime.checkpoint_reader import CheckpointReader, open_checkpoint
+from distrib.runtime.checkpoints import STATE_KEY
+
 WAIT_SECONDS = 240.0
 
 
@@ -92,6 +95,25 @@ def rows(path: Path) -> list[dict[str, float]]:
     """The objects of a JSON lines file; a torn last one is left out."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.split("\n")[:-1] if line]
+
+
+def unlike(one: Path, other: Path) -> list[str]:
+    """What differs between two checkpoints, to the bit; where each run wrote to does not count."""
+    first, second = open_checkpoint(one), open_checkpoint(other)
+    found = [key for key in first.shapes.keys() | second.shapes.keys() if not _same(key, first, second)]
+    if first.groups != second.groups:
+        found.append("groups")
+    for part in ("global_step", "lr_schedulers"):
+        if first.common[part] != second.common[part]:
+            found.append(part)
+    state, other_state = first.common[STATE_KEY], second.common[STATE_KEY]
+    return found + [
+        part for part in state if part != "experiment" and not equal(state[part], other_state[part])
+    ]
+
+
+def _same(key: str, one: CheckpointReader, other: CheckpointReader) -> bool:
+    return key in one.shapes and key in other.shapes and torch.equal(one.tensor(key), other.tensor(key))
 
 
 def equal(one: Any, other: Any) -> bool:

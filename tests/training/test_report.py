@@ -102,9 +102,10 @@ def test_files_and_worst_lines() -> None:
     ]
     assert render_worst([]) == ""
     plain = json.loads(
-        json.dumps(report_json(counted([["ab", "b"]]), model_name="m", files=files, worst=[line]))
+        json.dumps(report_json(counted([["ab", "b"]]), model_name="m", files=files, worst=[line], unread=3))
     )
     assert plain["model"] == "m"
+    assert plain["unread_lines"] == 3
     assert plain["deletions"] == 1
     assert [file["source"] for file in plain["files"]] == ["bad.xml", "good.xml"]
     assert plain["worst_lines"][0]["line_id"] == "l1"

@@ -1,0 +1,1 @@
+"""How processes train one network together: one alone, DDP, DeepSpeed ZeRO, FSDP."""

@@ -1,0 +1,99 @@
+"""Every process holds the whole state: one process alone, or several under DDP."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from distrib.runtime.state import WEIGHTS, LocalState, Piece, StateReader, state_key
+from distrib.runtime.strategies.base import StateKeeping
+
+if TYPE_CHECKING:
+    from lightning.pytorch.core.optimizer import LightningOptimizer
+
+
+class _WholeState(StateKeeping):
+    """What the strategies of this file share."""
+
+    def local_state(self) -> LocalState:
+        return whole_state(self.network, self.optimizers[0])
+
+    def load_state(self, reader: StateReader) -> None:
+        load_whole_state(self.network, self.optimizers[0], reader)
+
+    def update(self, optimizer: LightningOptimizer, *, clip: float) -> bool:
+        if not self.scaled:
+            parameters = [each for group in optimizer.param_groups for each in group["params"]]
+            norm = clip_grad_norm_(parameters, clip or float("inf"))
+            if not bool(torch.isfinite(norm)):
+                return False
+        optimizer.step()
+        return True
+
+
+class SingleProcess(_WholeState, SingleDeviceStrategy):
+    """One process on one device."""
+
+
+class DataParallel(_WholeState, DDPStrategy):
+    """DDP (Li et al. 2020): all processes hold all of the state and average their gradients."""
+
+    def synchronized(self, last: bool) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = nullcontext() if last else self.block_backward_sync()
+        return context
+
+
+def whole_state(network: nn.Module, optimizer: Optimizer) -> LocalState:
+    """Weights and optimizer state of a network that is whole in this process, views of the live tensors."""
+    pieces = {
+        state_key(WEIGHTS, name): _piece(tensor.detach()) for name, tensor in network.state_dict().items()
+    }
+    for name, parameter in network.named_parameters():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                pieces[state_key(kind, name)] = _piece(torch.as_tensor(value))
+    return LocalState(pieces=pieces, groups=group_settings(optimizer))
+
+
+def load_whole_state(network: nn.Module, optimizer: Optimizer, reader: StateReader) -> None:
+    """Load what ``whole_state`` gives. Raises InputError where the checkpoint is of another network."""
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            tensor.copy_(_whole(reader, state_key(WEIGHTS, name)))
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    kept: dict[str, list[str]] = {}
+    for key in reader.shapes:
+        kind, _, name = key.partition("/")
+        kept.setdefault(name, []).append(kind)
+    state = {}
+    for number, parameter in enumerate(parameters):
+        name = names[parameter]
+        kinds = [kind for kind in kept.get(name, []) if kind != WEIGHTS]
+        if kinds:
+            state[number] = {kind: _whole(reader, state_key(kind, name)).clone() for kind in kinds}
+    groups = optimizer.state_dict()["param_groups"]
+    for group, saved in zip(groups, reader.groups, strict=True):
+        group.update(saved)
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The settings of an optimizer's parameter groups, without the parameters."""
+    return [
+        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    ]
+
+
+def _piece(tensor: torch.Tensor) -> Piece:
+    return Piece(shape=tuple(tensor.shape), start=0, values=tensor.detach().reshape(-1))
+
+
+def _whole(reader: StateReader, key: str) -> torch.Tensor:
+    return reader.read(key).reshape(reader.shapes[key])
