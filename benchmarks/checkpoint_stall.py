@@ -135,8 +135,8 @@ def main() -> None:
         rows.append(row)
         print(
             f"{megabytes:5} MB {row['synchronous']:9.0f} ms {row['first']:6.0f} ms "
-            f"{row['background']:8.1f} ms {row['synchronous'] / row['background']:6.0f} {row['slower']:12.1%} {row['longest']:6.1f} ms "
-            f"{row['written']:9.2f} s"
+            f"{row['background']:8.1f} ms {row['synchronous'] / row['background']:6.0f} "
+            f"{row['slower']:12.1%} {row['longest']:6.1f} ms {row['written']:9.2f} s"
         )
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")

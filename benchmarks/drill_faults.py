@@ -1,4 +1,4 @@
-"""What else can happen to a run directory: damaged checkpoints and records, leases of the dead, a full disk."""
+"""What else can happen to a run directory: damaged checkpoints, lost records, leases of the dead, full disks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import random
 import resource
 import secrets
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -82,6 +83,8 @@ def leave_lease(directory: Path, _: random.Random) -> Path | None:
     holder["token"] = secrets.token_hex(16)
     holder["process"] |= {"host": "elsewhere", "boot_id": "another"}
     lease.write_bytes(json.dumps(holder).encode().ljust(2047) + b"\n")
+    long_ago = time.time() - 60.0
+    os.utime(lease, (long_ago, long_ago))
     return lease
 
 

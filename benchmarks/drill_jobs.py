@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from typing import Any
 
 from common import OURS, ROOT
 
+_OF_READERS = re.compile(r"(\[rank\d+\]: )?(Traceback|Exception in thread)")
 _GRACE = 30.0
 """Seconds that a launcher gives the processes that it stops."""
 
@@ -49,6 +51,17 @@ class Job:
         """Whether the launcher or a rank is still there."""
         self.find_ranks()
         return any(map(alive, {self.launcher, *self.ranks}))
+
+    @property
+    def rambles(self) -> bool:
+        """Whether it has printed more than a sentence of what ended it; torchrun itself does.
+
+        So does a reader whose rank is killed while it is handed a tensor: nobody is there to be told better.
+        """
+        lines = [line for line in self.output.splitlines() if not self.real or "distrib" in line]
+        if any("resource_sharer" in line for line in lines):
+            lines = [line for line in lines if not _OF_READERS.match(line)]
+        return any("Unexpected" in line or "Traceback" in line for line in lines)
 
     def find_ranks(self) -> bool:
         """Look for ranks that torchrun has started; whether all are known."""
@@ -171,8 +184,9 @@ def forked(words: Sequence[str], *, processes: int, printed: Path, notices_after
 
     launcher = _fork(launch)
     os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        ranks = json.loads(pipe.read())
+    # Not to the end: the ranks have the other side as well.
+    ranks = json.loads(os.read(reading, 4096))
+    os.close(reading)
     return Job(launcher=launcher, ranks=ranks, processes=processes, printed=printed, real=False, began=began)
 
 

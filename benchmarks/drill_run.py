@@ -1,4 +1,4 @@
-"""One run of the kill drill: started, hurt at a random moment, resumed, and so on until it has reached its end."""
+"""One run of the kill drill: started, hurt at a random moment, resumed, and so on until its end."""
 
 from __future__ import annotations
 
@@ -128,6 +128,7 @@ class Run:
         self.hurts: list[Hurt] = []
         self.problems: list[str] = []
         self.jobs = 0
+        self.planned = ""
         self._words = [*words, "-o", str(directory)]
         self._number = number
         self._processes = processes
@@ -141,6 +142,7 @@ class Run:
     def go_on(self, *, hurt: bool, wants_saves: bool) -> bool:
         """One job, to be hurt or to be left alone; True when the run has come to its end."""
         blow = self._decks.blow(disk=self._disk is not None, wants_saves=wants_saves) if hurt else None
+        self.planned = "" if blow is None else f"{blow.victim} at {blow.moment}"
         job = self._start(real=blow is not None and blow.real)
         watch = Watch(self.directory)
         before, self._elsewhere = len(self.hurts), 0.0
@@ -165,7 +167,7 @@ class Run:
 
     def _check(self, job: Job, watch: Watch, *, code: int, struck: bool) -> None:
         """Note what ought not to be of a job that has ended."""
-        if "Traceback" in job.output or "Unexpected" in job.output:
+        if job.rambles:
             self._problem(job, "ended with more than a sentence")
         if code and not struck:
             self._problem(job, f"ended with {code} though it was left alone")
@@ -326,7 +328,7 @@ class Run:
         if not job.ends_within(PATIENCE):
             self._problem(job, "hangs where it should be refused")
         code = job.end()
-        if "Traceback" in job.output or "Unexpected" in job.output:
+        if job.rambles:
             self._problem(job, "ended with more than a sentence")
         if not code:
             self._problem(job, "was not refused")

@@ -59,7 +59,7 @@ class Watch:
 
     def _names(self) -> list[str]:
         try:
-            return os.listdir(self.directory)
+            return [entry.name for entry in os.scandir(self.directory)]
         except OSError:
             return []
 

@@ -5,14 +5,15 @@
 
 An undisturbed run of a tiny network with dropout is the reference. Then the same run is started and hurt at
 random moments until it has reached its end, in a new directory each time, until there have been enough kills
-and three tenths of them fell into a save: SIGKILL of a rank, of the launcher, of a process that reads data, of
-all; the disk full; the newest checkpoint truncated or with a bit turned over; its record torn or removed; the
-lease of another machine left behind. After each the run is resumed. In the end the ledger must be exact, nothing
-half written left, and weights, optimizer, position and exported file the same to the bit as the reference's.
+and three tenths of them fell into a save: SIGKILL of a rank, of the launcher, of a process that reads data,
+of all; the disk full; the newest checkpoint truncated or with a bit turned over; its record torn or removed;
+the lease of another machine left behind. After each the run is resumed. In the end the ledger must be exact,
+nothing half written left, and weights, optimizer, position and exported file the same to the bit as the
+reference's.
 
-A tenth of the jobs are started by torchrun, the others forked from this process, which has imported everything.
-Exits with 1 where anything was not as it must be. Lines are those of fraktur-lines or print16-alto below --data,
-else drawn.
+A tenth of the jobs are started by torchrun, the others forked from this process, which has imported all that
+they need. Exits with 1 where anything was not as it must be. Lines are those of fraktur-lines or print16-alto
+below --data, else drawn.
 """
 
 from __future__ import annotations
@@ -212,7 +213,9 @@ class Drill:
         done = [hurt.kind + (" inside a save" if hurt.inside else "") for hurt in run.hurts[before:]]
         what = ", ".join(done) or "left alone"
         print(
-            f"{len(self.killed):4} run {len(self.runs)}, job {run.jobs}: {what}", file=sys.stderr, flush=True
+            f"{len(self.killed):4} run {len(self.runs)}, job {run.jobs}: {what} ({run.planned})",
+            file=sys.stderr,
+            flush=True,
         )
 
 
@@ -291,7 +294,7 @@ def import_all(strategy: str) -> None:
     import distrib.__main__
     import distrib.cli.main
     import distrib.runtime.strategies.plain
-    import distrib.training.run  # noqa: F401
+    import distrib.training.run
 
     if strategy == "fsdp":
         import distrib.runtime.strategies.fully_sharded

@@ -14,6 +14,9 @@ SCRIPTS = (
     "micro_batches.py",
     "scale.py",
     "training.py",
+    "checkpoint_stall.py",
+    "save_in_training.py",
+    "kill_drill.py",
 )
 
 for script in SCRIPTS:

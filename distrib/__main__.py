@@ -17,9 +17,19 @@ def main() -> None:
     try:
         ketos(prog_name="ketos")
     except SystemExit as end:
+        _end_readers()
         if {"WORLD_SIZE", "SLURM_PROCID"} & os.environ.keys():
             _leave(end.code)
         raise
+
+
+def _end_readers() -> None:
+    """Kill worker processes that are left: told to end, they would go on until their time is up."""
+    if "multiprocessing" in sys.modules:
+        from multiprocessing import active_children
+
+        for child in active_children():
+            child.kill()
 
 
 def _leave(code: str | int | None) -> None:

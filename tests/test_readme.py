@@ -72,6 +72,8 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
         "model.mlmodel",
         "tuned/last.ckpt",
         "two/last.ckpt",
+        "zero/last.ckpt",
+        "zero.safetensors",
         "tars/dataset.json",
         "inspection.json",
         "sharded/last.ckpt",

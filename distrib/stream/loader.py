@@ -25,6 +25,9 @@ from distrib.stream.plan import EpochPlan, PlanSettings, describe_difference, se
 _PREFETCH = 4
 """Micro-batches that each worker has ready or under way; more would only hold memory."""
 
+_GRACE_SECONDS = 60
+"""How long a worker that is told to end goes on reading, if the process it reads for does not end before."""
+
 Lines = npt.NDArray[np.int64]
 
 
@@ -298,12 +301,15 @@ def _data_loader(
             pin_memory=pin_memory,
             persistent_workers=persistent and workers > 0,
             prefetch_factor=_PREFETCH if workers else None,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin_worker,
             # The seed of its workers, which use none, must not be drawn from the generator dropout uses.
             generator=torch.Generator(),
         )
 
 
-def _one_thread(_: int) -> None:
+def _begin_worker(_: int) -> None:
     # Workers beside a training process must not each start a thread pool of their own.
     torch.set_num_threads(1)
+    # Who ends a job, signals all of its processes; the main one needs its readers until it has saved.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))

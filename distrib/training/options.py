@@ -9,6 +9,7 @@ from distrib.config.sizes import parse_size
 from distrib.errors import InputError
 from distrib.runtime.devices import check_precision
 from distrib.runtime.strategies.choose import check_strategy
+from distrib.training.provenance import check_credits
 
 
 def check_options(options: Train, globals_: Globals) -> None:
@@ -21,6 +22,7 @@ def check_options(options: Train, globals_: Globals) -> None:
         device=globals_.device,
         optimizer=options.optimizer,
     )
+    check_credits(author=options.author, license=options.license)
     if options.quit == "fixed" and options.epochs < 1:
         raise InputError("--quit fixed needs --epochs: the number of epochs to train for.")
     if options.resume_anyway and not options.resume:

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from distrib.config.experiment import dump_experiment
 from distrib.config.sections import Train
-from distrib.errors import RunError
+from distrib.errors import InputError, RunError
 from distrib.runtime.checkpoint_record import best, newest_first
 from distrib.runtime.checkpoint_store import CheckpointStore
 from distrib.runtime.cluster_environment import PlacedEnvironment
@@ -169,26 +169,31 @@ def _last_epoch(options: Train) -> int | None:
 
 
 def export_best(options: Train, bad_lines: BadLines, on_event: OnEvent) -> Outcome:
-    """Write the best checkpoint's weights as ``best_<score>.<format>`` and remove older exports."""
+    """Write the best checkpoint's weights as ``best_<score>.<format>`` and remove older exports.
+
+    Where the best has been damaged since it was written, the next best is taken, and events say so.
+    """
     directory = options.checkpoint_path
-    found = best(directory)
-    if not found:
-        raise RunError("Training ended before its first validation; there is no model to export.")
-    score = found[0].score
-    target = directory / f"best_{score:.4f}.{_EXTENSIONS[options.weights_format]}"
-    exported = export_checkpoint(
-        found[0].path,
-        target,
-        weights_format=options.weights_format,
-        author=options.author,
-        license=options.license,
-    )
-    for older in directory.iterdir():
-        if _EXPORT.fullmatch(older.name) and older != target:
-            older.unlink()
-    facts = {"name": target.name, "checkpoint": found[0].path.name, "lines_compared": exported.lines}
-    on_event("export", {**facts, "largest_difference": exported.difference})
-    return Outcome(weights=target, score=score, bad_lines=bad_lines)
+    for found in best(directory):
+        target = directory / f"best_{found.score:.4f}.{_EXTENSIONS[options.weights_format]}"
+        try:
+            exported = export_checkpoint(
+                found.path,
+                target,
+                weights_format=options.weights_format,
+                author=options.author,
+                license=options.license,
+            )
+        except InputError as error:
+            on_event("export_failed", {"checkpoint": found.path.name, "reason": str(error)})
+            continue
+        for older in directory.iterdir():
+            if _EXPORT.fullmatch(older.name) and older != target:
+                older.unlink()
+        facts = {"name": target.name, "checkpoint": found.path.name, "lines_compared": exported.lines}
+        on_event("export", {**facts, "largest_difference": exported.difference})
+        return Outcome(weights=target, score=found.score, bad_lines=bad_lines)
+    raise RunError(f"{directory} holds no whole checkpoint of a validation; there is no model to export.")
 
 
 def validation_interval(freq: float, steps: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from distrib.errors import KetosError
+from distrib.errors import InputError, KetosError, PeerError
 from distrib.runtime.checkpoint_store import CheckpointStore, Kind
 from distrib.runtime.checkpoints import ABORT, STATE_KEY, checkpoint_name, model_state, step_name
 from distrib.runtime.processes import Processes
@@ -94,7 +94,7 @@ class Saving(Callback):
             return
         if isinstance(exception, StopRequested):
             self._save(trainer, "stop")
-        elif pl_module.settled and not isinstance(exception, KetosError):
+        elif pl_module.settled and not isinstance(exception, InputError | PeerError):
             self._save_alone(trainer, pl_module)
 
     def on_save_checkpoint(

@@ -106,6 +106,11 @@ def prepare(
     model = _model(options, sets, surveyed, checkpoint)
     saved = None if checkpoint is None else _stream_state(checkpoint.common)
     network_input = network_input_of(model, padding=options.padding)
+    if saved is not None and 0 < options.epochs < saved["epoch"]:
+        raise InputError(
+            f"--epochs {options.epochs}: the run has done {saved['epoch']} epochs already; give a larger "
+            "number."
+        )
     chosen = _training_lines(sets.training, surveyed, pipeline, model, network_input)
     held = np.setdiff1d(sets.validation_lines, surveyed_held.empty, assume_unique=True)
     if not held.size:

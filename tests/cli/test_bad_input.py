@@ -379,7 +379,7 @@ CONVERT_CASES = [
     Case("nothing", ["convert"], ["No checkpoint or weights file given"]),
     Case("missing", ["convert", "no.ckpt"], ["no.ckpt: no such"]),
     Case("garbage", ["convert", "g"], ["g: neither"], file("g", "garbage")),
-    Case("hollow", ["convert", "c.ckpt"], ["c.ckpt: the checkpoint is damaged"], checkpoint(HOLLOW)),
+    Case("hollow", ["convert", "c.ckpt"], ["c.ckpt: ", "damaged"], checkpoint(HOLLOW)),
     Case("output nowhere", ["convert", "-o", "no/w", "{weights}"], ["folder no does not exist"]),
     Case("output folder", ["convert", "-o", ".", "{weights}"], ["-o . is a folder"]),
     Case(
