@@ -1,4 +1,4 @@
-"""What else can happen to a run directory: damaged checkpoints, lost records, leases of the dead, full disks."""
+"""What else can happen to a run directory: damaged files, lost records, leases of the dead, full disks."""
 
 from __future__ import annotations
 

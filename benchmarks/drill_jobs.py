@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -24,7 +23,6 @@ from typing import Any
 
 from common import OURS, ROOT
 
-_OF_READERS = re.compile(r"(\[rank\d+\]: )?(Traceback|Exception in thread)")
 _GRACE = 30.0
 """Seconds that a launcher gives the processes that it stops."""
 
@@ -54,14 +52,11 @@ class Job:
 
     @property
     def rambles(self) -> bool:
-        """Whether it has printed more than a sentence of what ended it; torchrun itself does.
+        """Whether it has printed more than a sentence of what ended it: a stack with our own code in it.
 
-        So does a reader whose rank is killed while it is handed a tensor: nobody is there to be told better.
+        Libraries have their own to say: torchrun, and multiprocessing where a process at the other end goes.
         """
-        lines = [line for line in self.output.splitlines() if not self.real or "distrib" in line]
-        if any("resource_sharer" in line for line in lines):
-            lines = [line for line in lines if not _OF_READERS.match(line)]
-        return any("Unexpected" in line or "Traceback" in line for line in lines)
+        return "Error: Unexpected" in self.output or f'  File "{ROOT / "distrib"}' in self.output
 
     def find_ranks(self) -> bool:
         """Look for ranks that torchrun has started; whether all are known."""

@@ -28,11 +28,12 @@ Moment = Literal["start", "training", "save"]
 
 @dataclass(kw_only=True)
 class Hurt:
-    """Something that was done to a run: whether while it saved, and the seconds of work that it cost."""
+    """Something that was done to a run: how far a save had come, if there was one under way, and the seconds
+    of work that it cost."""
 
     kind: str
     killed: bool
-    inside: bool = False
+    phase: str = ""
     lost: float | None = None
     resumed: bool = False
 
@@ -74,15 +75,15 @@ class Decks:
         victims: list[Victim] = ["rank", "rank", "rank", "group", "reader", "launcher"]
         self._victims = self._shuffled(victims)
         self._damages = self._shuffled(list(DAMAGES))
-        self._damage_share = min(0.9, max(0.4, 5 / kills))
+        self._damage_share = min(0.9, max(0.5, 5 / kills))
         self._leases = 0
         self.number = 0
 
     def blow(self, *, disk: bool, wants_saves: bool) -> Blow:
-        """The next blow; ``disk``: the disk may be made full; ``wants_saves``: too few fell into a save."""
+        """The next blow; ``disk``: the disk is made full; ``wants_saves``: too few fell into a save."""
         self.number += 1
         real = self.number % REAL_EVERY == 4
-        victim = "disk" if disk and self._draw.random() < 0.4 else next(self._victims)
+        victim = "disk" if disk else next(self._victims)
         saves = 0.75 if wants_saves or victim == "disk" else 0.3
         moments: list[Moment] = ["save", "training", "start"]
         moment = self._draw.choices(moments, [saves, 0.7 * (1 - saves), 0.3 * (1 - saves)])[0]
@@ -141,7 +142,9 @@ class Run:
 
     def go_on(self, *, hurt: bool, wants_saves: bool) -> bool:
         """One job, to be hurt or to be left alone; True when the run has come to its end."""
-        blow = self._decks.blow(disk=self._disk is not None, wants_saves=wants_saves) if hurt else None
+        # A disk is made full at once, so that few kills will do, and now and then.
+        disk = self._disk is not None and (not self.jobs or self._draw.random() < 0.15)
+        blow = self._decks.blow(disk=disk, wants_saves=wants_saves) if hurt else None
         self.planned = "" if blow is None else f"{blow.victim} at {blow.moment}"
         job = self._start(real=blow is not None and blow.real)
         watch = Watch(self.directory)
@@ -150,7 +153,7 @@ class Run:
             struck = blow is not None and self._await(job, watch, blow) and self._strike(job, watch, blow)
             if not job.ends_within(PATIENCE):
                 self._problem(job, "neither ended nor went on")
-            seconds = time.time() - job.began - self._elsewhere
+            ended = time.time() - self._elsewhere
             watch.look()
         finally:
             code = job.end()
@@ -159,10 +162,10 @@ class Run:
             for each in self.hurts if code == 0 else self.hurts[:before]:
                 each.resumed = True
         if struck and code:
-            kept = self._kept(watch)
+            lost = self._lost(job, watch, ended)
             for each in self.hurts[before:]:
-                each.lost = seconds - kept
-            self._damage(watch, kept)
+                each.lost = lost
+            self._damage(job, watch, ended, lost)
         return code == 0 or bool(self.problems)
 
     def _check(self, job: Job, watch: Watch, *, code: int, struck: bool) -> None:
@@ -177,13 +180,14 @@ class Run:
                 self._problem(job, f"went on from {self._damaged}, which is damaged")
             self._damaged = None
 
-    def _kept(self, watch: Watch) -> float:
-        """Seconds of training that a checkpoint of the job has kept."""
+    def _lost(self, job: Job, watch: Watch, ended: float) -> float:
+        """Seconds of the job of which no checkpoint has anything, its start among them."""
         kept = newest_checkpoints(self.directory)
         if not kept or "first_batch" not in watch.events:
-            return 0.0
-        began = datetime.fromisoformat(watch.events["first_batch"]["time"]).timestamp()
-        return max(0.0, kept[0].stat().st_mtime - began)
+            return ended - job.began
+        first_batch = datetime.fromisoformat(watch.events["first_batch"]["time"]).timestamp()
+        saved = max(first_batch, kept[0].stat().st_mtime)
+        return first_batch - job.began + ended - saved
 
     def _start(self, *, real: bool, words: Sequence[str] | None = None) -> Job:
         self.jobs += 1
@@ -271,7 +275,7 @@ class Run:
             deadline = time.monotonic() + 5.0
             while alive(job.ranks[0]) and time.monotonic() < deadline:
                 time.sleep(0.001)
-        self.hurts.append(Hurt(kind=f"SIGKILL of {kind}", killed=True, inside=watch.inside_save()))
+        self.hurts.append(Hurt(kind=f"SIGKILL of {kind}", killed=True, phase=watch.save_phase()))
 
     def _kill_while_it_saves_for_the_last_time(self, job: Job, watch: Watch) -> None:
         """Rank zero keeps what was done when another rank has gone: it may be killed in that, too."""
@@ -303,14 +307,16 @@ class Run:
         left = self._draw.choice([0, 4096, 20_000, 100_000])
         self._disk.fill(job.ranks, left)
         kind = f"full disk ({self._disk.kind})"
-        self.hurts.append(Hurt(kind=kind, killed=False, inside=watch.inside_save()))
+        self.hurts.append(Hurt(kind=kind, killed=False, phase=watch.save_phase()))
         outcome = self._draw.choice(["ends", "room", "killed"])
         if outcome == "ends":
             job.ends_within(20 + 30 * self._habits.step)
             if self._draw.random() < 0.3 and not job.running:
+                began = time.time()
                 second = self._second()
                 if "Error: " not in second.output:
                     self._problem(second, "did not say that the disk is full")
+                self._elsewhere = time.time() - began
         else:
             time.sleep(self._draw.random() * 10 * self._habits.step)
         if outcome == "room":
@@ -323,7 +329,6 @@ class Run:
 
     def _second(self) -> Job:
         """Another job on the same directory that must be refused, ended."""
-        began = time.time()
         job = self._start(real=False, words=["train", "--resume", str(self.directory)])
         if not job.ends_within(PATIENCE):
             self._problem(job, "hangs where it should be refused")
@@ -332,10 +337,9 @@ class Run:
             self._problem(job, "ended with more than a sentence")
         if not code:
             self._problem(job, "was not refused")
-        self._elsewhere += time.time() - began
         return job
 
-    def _damage(self, watch: Watch, kept: float) -> None:
+    def _damage(self, job: Job, watch: Watch, ended: float, lost: float) -> None:
         """Harm, now and then, what the killed job has left; the next one must cope."""
         from distrib.runtime.checkpoint_rows import read_rows
 
@@ -346,14 +350,15 @@ class Run:
         harmed = DAMAGES[kind](self.directory, self._draw)
         if harmed is None:
             return
-        self.hurts.append(Hurt(kind=kind, killed=False, lost=kept - self._kept(watch)))
+        more = self._lost(job, watch, ended) - lost
+        self.hurts.append(Hurt(kind=kind, killed=False, lost=more))
         # What has no row is known to be whole by the checksums in it, which leave out a few idle bytes.
         if harmed.name in recorded:
             self._damaged = harmed.name
         if kind == FOREIGN_LEASE:
-            job = self._second()
-            if "host elsewhere" not in job.output or "--steal-lease" not in job.output:
-                self._problem(job, "was not refused the directory of a run on another machine")
+            second = self._second()
+            if "host elsewhere" not in second.output or "--steal-lease" not in second.output:
+                self._problem(second, "was not refused the directory of a run on another machine")
             self._steal = True
 
     def _problem(self, job: Job, what: str) -> None:

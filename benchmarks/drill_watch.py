@@ -27,9 +27,13 @@ class Watch:
         """Names aside of the checkpoints that are being written, without `last.ckpt`."""
         return [name for name, what in self._asides() if what != "last.ckpt"]
 
-    def inside_save(self) -> bool:
-        """Whether a checkpoint is between its first byte and `last.ckpt` standing for it."""
-        return bool(self._asides()) or bool(self._unrecorded() - self._named) or self._last_is_behind()
+    def save_phase(self) -> str:
+        """How far a save has come that is under way, between its first byte and `last.ckpt`; else empty."""
+        if self._asides():
+            return "written aside"
+        if self._unrecorded() - self._named:
+            return "named, not recorded"
+        return "recorded, not last" if self._last_is_behind() else ""
 
     def look(self) -> None:
         """Take note of new events."""

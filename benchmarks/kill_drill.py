@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ class Drill:
     @property
     def inside(self) -> int:
         """The kills that fell into a save."""
-        return sum(hurt.inside for hurt in self.killed)
+        return sum(bool(hurt.phase) for hurt in self.killed)
 
     @property
     def enough(self) -> bool:
@@ -210,7 +211,7 @@ class Drill:
         return unlike_at_end(run.directory, self._reference)
 
     def _tell(self, run: Run, before: int) -> None:
-        done = [hurt.kind + (" inside a save" if hurt.inside else "") for hurt in run.hurts[before:]]
+        done = [hurt.kind + (f" ({hurt.phase})" if hurt.phase else "") for hurt in run.hurts[before:]]
         what = ", ".join(done) or "left alone"
         print(
             f"{len(self.killed):4} run {len(self.runs)}, job {run.jobs}: {what} ({run.planned})",
@@ -231,7 +232,7 @@ def table(hurts: Sequence[Hurt]) -> list[dict[str, Any]]:
             {
                 "kind": kind,
                 "times": len(those),
-                "inside a save": sum(hurt.inside for hurt in those),
+                "inside a save": sum(bool(hurt.phase) for hurt in those),
                 "resumed": sum(hurt.resumed for hurt in those),
                 "seconds lost, mean": round(sum(lost) / max(len(lost), 1), 1),
                 "most": round(max(lost, default=0.0), 1),
@@ -275,11 +276,13 @@ def main() -> int:
         f"{sum(run.jobs for run in drill.runs)} jobs and {minutes:.0f} minutes; each run ended "
         f"{'otherwise than' if drill.problems else 'to the bit as'} the undisturbed one."
     )
+    phases = Counter(hurt.phase for hurt in drill.killed if hurt.phase)
+    print("Saves that were cut off: " + ", ".join(f"{count} {name}" for name, count in phases.most_common()))
     for problem in drill.problems:
         print(f"Problem: {problem}")
     if arguments.json:
         facts = {"kills": len(drill.killed), "inside": drill.inside, "runs": len(drill.runs)}
-        facts |= {"minutes": round(minutes, 1), "problems": drill.problems, "rows": rows}
+        facts |= {"minutes": round(minutes, 1), "phases": phases, "problems": drill.problems, "rows": rows}
         arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
     if arguments.folder is None and not drill.problems:
         shutil.rmtree(folder)

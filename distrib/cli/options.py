@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ from distrib.errors import InputError
 
 _AUTO = Path("auto")
 """What ``--resume`` says for the run in ``--output``, should there be one."""
+
+_BEGINNING = ("load", "codec")
+_GOING_ON = ("resume_anyway",)
+"""Options that mean nothing to a run that goes on, and to one that begins."""
 
 _CLICK_TYPES: dict[type, click.ParamType[Any]] = {int: click.INT, float: click.FLOAT}
 
@@ -72,10 +76,14 @@ def section_command(name: str) -> Callable[[Callable[[Globals, Any], None]], cli
             layers = [invocation.experiment.sections.get(name, {}), given_values(context, section)]
             values: Any = make_section(section, name, *layers)
             stored = None
-            resume = _run_to_go_on(values)
+            resume, automatic = _run_to_go_on(values)
             if resume is not None:
                 stored = _experiment_of(resume)
+                # What begins a run stands in the same command line as what goes on with it.
+                layers = [_without(layer, _BEGINNING if automatic else ()) for layer in layers]
                 values = make_section(section, name, stored.sections.get(name, {}), *layers)
+            elif automatic:
+                values = make_section(section, name, *(_without(layer, _GOING_ON) for layer in layers))
             if hasattr(values, "resume"):
                 values = dataclasses.replace(values, resume=resume)
             globals_ = invocation.globals(stored)
@@ -94,10 +102,15 @@ def section_command(name: str) -> Callable[[Callable[[Globals, Any], None]], cli
     return decorate
 
 
-def _run_to_go_on(values: Any) -> Path | None:
-    """The run or checkpoint that ``--resume`` means; with ``auto`` there may be none yet."""
+def _run_to_go_on(values: Any) -> tuple[Path | None, bool]:
+    """The run or checkpoint that ``--resume`` means, and whether it says ``auto``: there may be none yet."""
     resume: Path | None = getattr(values, "resume", None)
-    return run_to_resume(values.checkpoint_path) if resume == _AUTO else resume
+    automatic = resume == _AUTO
+    return (run_to_resume(values.checkpoint_path) if automatic else resume), automatic
+
+
+def _without(layer: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in layer.items() if name not in names}
 
 
 def _experiment_of(resume: Path) -> ExperimentFile:
@@ -106,9 +119,9 @@ def _experiment_of(resume: Path) -> ExperimentFile:
     if stored.sections or not resume.exists() or resume == run_directory_of(resume):
         return stored
     from distrib.runtime.checkpoint_reader import open_checkpoint
-    from distrib.runtime.checkpoints import STATE_KEY
+    from distrib.runtime.checkpoints import run_state
 
-    text = open_checkpoint(resume).common[STATE_KEY]["experiment"]
+    text = run_state(open_checkpoint(resume))["experiment"]
     return resumed_experiment(parse_experiment(text, resume), run_directory_of(resume))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,9 @@ import click
 
 from distrib.cli.display import plural
 from distrib.cli.options import require_sources, section_command
-from distrib.config.experiment import STORED_NAME, dump_experiment, run_directory_of
+from distrib.config.experiment import STORED_NAME, dump_experiment, run_directory_of, stored_options
 from distrib.config.sections import Globals, Train
+from distrib.errors import InputError
 from distrib.files import written_whole
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def _claim_and_train(globals_: Globals, options: Train, processes: Processes) ->
     from distrib.runtime.run_directory import claim
     from distrib.training.options import check_options
 
+    _refuse_unlike_options(options, processes)
     processes.agree(lambda: check_options(options, globals_))
     processes.agree(lambda: use_device(globals_.device, processes.topology))
     with processes.first_holds(
@@ -106,6 +108,20 @@ def _train(globals_: Globals, options: Train, processes: Processes, claimed: Run
             err=True,
         )
     click.echo(f"best model: accuracy {outcome.score:.2%}, {outcome.weights}")
+
+
+def _refuse_unlike_options(options: Train, processes: Processes) -> None:
+    """Each process has found for itself what to resume and with which options: all must have the same."""
+    # Folders on the machines' own disks may differ.
+    found = processes.gather(repr(dataclasses.replace(options, cache_dir=None)))
+    unlike = [rank for rank, each in enumerate(found) if each != found[0]]
+    if unlike:
+        processes.stop(
+            InputError(
+                f"Process {unlike[0]} was started with other options than process 0, or finds another run to "
+                "go on with; see that all have the same command line and reach the same files."
+            )
+        )
 
 
 def _note(sentence: str) -> None:
@@ -167,21 +183,8 @@ def _collections(
 
 def _store(globals_: Globals, options: Train) -> None:
     """Keep the resolved experiment in the run directory, so that a resume needs no other option."""
-    stored = dataclasses.replace(
-        options,
-        resume=None,
-        resume_anyway=False,
-        steal_lease=False,
-        training_data=_absolute(options.training_data),
-        evaluation_data=_absolute(options.evaluation_data),
-        ground_truth=tuple(map(str, _absolute(options.ground_truth))),
-    )
     with written_whole(options.checkpoint_path / STORED_NAME) as file:
-        file.write(dump_experiment(globals_, "train", stored).encode())
-
-
-def _absolute(paths: Iterable[str | Path]) -> tuple[Any, ...]:
-    return tuple(path if "://" in str(path) else Path(path).absolute() for path in paths)
+        file.write(dump_experiment(globals_, "train", stored_options(options)).encode())
 
 
 def _print_overview(overview: Overview, world_size: int) -> None:

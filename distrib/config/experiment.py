@@ -11,7 +11,7 @@ train:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,23 @@ def run_to_resume(directory: Path) -> Path | None:
     """The directory, if a run in it has left a checkpoint to go on from."""
     found = (directory / STORED_NAME).is_file() and any(directory.glob("*.ckpt"))
     return directory if found else None
+
+
+def stored_options(options: Any) -> Any:
+    """A run's options as it keeps them: what concerns one start left out, paths absolute."""
+    return dataclasses.replace(
+        options,
+        resume=None,
+        resume_anyway=False,
+        steal_lease=False,
+        training_data=_absolute(options.training_data),
+        evaluation_data=_absolute(options.evaluation_data),
+        ground_truth=tuple(map(str, _absolute(options.ground_truth))),
+    )
+
+
+def _absolute(paths: Iterable[str | Path]) -> tuple[Any, ...]:
+    return tuple(path if "://" in str(path) else Path(path).absolute() for path in paths)
 
 
 def dump_experiment(globals_: Globals, section_name: str, section: Any) -> str:

@@ -156,12 +156,7 @@ class CheckpointStore:
         """
         self._drain()
         if self._failure is not None:
-            self._processes.stop(
-                RunError(
-                    f"{self._failure} Then go on from the checkpoint before with `ketos train --resume "
-                    f"{self.directory}`."
-                )
-            )
+            self._processes.stop(RunError(self._failure))
 
     def save_alone(
         self, name: str, common: Mapping[str, Any], state: LocalState, facts: CheckpointFacts
@@ -299,7 +294,8 @@ class _Task:
 
 def _sentence(path: Path, error: Exception) -> str:
     if isinstance(error, OSError):
-        error = write_error(path, error)
+        remedy = f"Then go on from the checkpoint before with `ketos train --resume {path.parent}`."
+        return f"{write_error(path, error)} {remedy}"
     if isinstance(error, KetosError):
         return str(error)
     return f"{path}: could not be written ({type(error).__name__}: {error})."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from distrib.model.codec import Codec
 from distrib.model.vgsl import VGSLNetwork
 from distrib.model.weights import RecognitionModel
 from distrib.runtime.checkpoint_names import ABORT, LAST, checkpoint_name, is_checkpoint, step_name
-from distrib.runtime.checkpoint_reader import CheckpointReader
+from distrib.runtime.checkpoint_reader import CheckpointReader, open_checkpoint
 from distrib.runtime.checkpoint_record import newest_valid
 from distrib.runtime.state import WEIGHTS, state_key
 
@@ -26,11 +26,16 @@ __all__ = [
     "is_checkpoint",
     "model_from_checkpoint",
     "model_state",
+    "run_state",
     "step_name",
 ]
 
 STATE_KEY = "ketos"
 """Where our own state stands among Lightning's in a checkpoint."""
+
+_RUN_STATE = frozenset(
+    {"model", "score", "stopping", "stream", "validation_due", "counts", "proof", "experiment", "provenance"}
+)
 
 
 def checkpoint_to_resume(path: Path, *, report: Callable[[str], None] = lambda _: None) -> Path:
@@ -43,12 +48,25 @@ def checkpoint_to_resume(path: Path, *, report: Callable[[str], None] = lambda _
         if found is None:
             raise InputError(
                 f"{path}: holds no whole checkpoint to resume from; name the directory of a run, or a "
-                "checkpoint."
+                "checkpoint, or move what is damaged away to begin anew."
             )
         return found
     if not path.exists():
         raise InputError(f"{path}: no such checkpoint to resume from; check its name.")
+    open_checkpoint(path)
     return path
+
+
+def run_state(checkpoint: CheckpointReader) -> Mapping[str, Any]:
+    """What a run keeps of itself in a checkpoint. Raises InputError where parts of it are missing."""
+    state = checkpoint.common.get(STATE_KEY)
+    if not isinstance(state, Mapping) or not state.keys() >= _RUN_STATE:
+        missing = sorted(_RUN_STATE - state.keys()) if isinstance(state, Mapping) else [STATE_KEY]
+        raise InputError(
+            f"{checkpoint.path}: the checkpoint is damaged or of another version, without {missing[0]}; "
+            "start from its weights with --load."
+        )
+    return state
 
 
 def model_state(model: RecognitionModel) -> dict[str, Any]:

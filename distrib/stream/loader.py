@@ -21,6 +21,7 @@ from distrib.errors import InputError, KetosError, RunError
 from distrib.stream.batches import BatchReader, LineBatch, StepBatch
 from distrib.stream.micro_batches import split_step
 from distrib.stream.plan import EpochPlan, PlanSettings, describe_difference, sequential_plan
+from distrib.stream.reader_process import end_with_parent
 
 _PREFETCH = 4
 """Micro-batches that each worker has ready or under way; more would only hold memory."""
@@ -313,3 +314,4 @@ def _begin_worker(_: int) -> None:
     # Who ends a job, signals all of its processes; the main one needs its readers until it has saved.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))
+    end_with_parent()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -45,7 +46,8 @@ class BadLinesReport(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """What this process knows is better than nothing where too many bad lines ended the run."""
-        self._write(pl_module)
+        with suppress(OSError):
+            self._write(pl_module)
 
     def _write(self, module: pl.LightningModule) -> None:
         assert isinstance(module, RecognitionModule)

@@ -34,9 +34,14 @@ class Bookkeeping(Callback):
         epochs_done = int(self._stream.state_dict()["epoch"])
         if self.stopping and self.stopping.finished(epochs_done=epochs_done):
             trainer.should_stop = True
+        self._end_in_validation(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The last epoch ends in a validation, whether or not it is the turn of one."""
+        self._end_in_validation(trainer)
+
+    def _end_in_validation(self, trainer: pl.Trainer) -> None:
+        # An epoch that is gone on with does not start for Lightning.
         if trainer.max_epochs == trainer.current_epoch + 1 and trainer.check_val_every_n_epoch is not None:
             trainer.check_val_every_n_epoch = 1
 
@@ -67,5 +72,5 @@ class Bookkeeping(Callback):
 
     def _record(self, trainer: pl.Trainer, scores: dict[str, float]) -> None:
         row = {"time": round(time.time() - self._started, 3), "epoch": trainer.current_epoch}
-        row |= {"step": trainer.global_step, **scores}
+        row |= {"step": int(self._stream.state_dict()["number"]), **scores}
         self._metrics.append(row)

@@ -48,7 +48,10 @@ class LedgerKeeping(Callback):
             return
         theirs = self._resumed_from.parent / LEDGER
         if theirs.is_dir():
-            shutil.copytree(theirs, self._directory)
+            aside = self._directory.with_name(f".{LEDGER}.part")
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.copytree(theirs, aside)
+            aside.rename(self._directory)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a segment at the step where the stream stands."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal, NoReturn
@@ -13,13 +15,13 @@ import numpy as np
 import torch
 
 from distrib.config.sections import Train
-from distrib.errors import RunError
+from distrib.errors import KetosError, RunError
 from distrib.model.weights import RecognitionModel
-from distrib.runtime.checkpoint_record import newest_first
 from distrib.runtime.processes import Processes
 from distrib.runtime.strategies.base import StateKeeping
 from distrib.stream.batches import BadLine, LineBatch, StepBatch
 from distrib.training.decoding import ctc_losses, dtype_of, network_scores, network_values, texts_of
+from distrib.training.last_good import last_good
 from distrib.training.metrics import ErrorCounts
 from distrib.training.optimization import make_optimizer
 from distrib.training.proof import take_proof
@@ -84,7 +86,8 @@ class RecognitionModule(pl.LightningModule):
         self.checkpoint_due = False
         """Whether one did, in the step under way."""
         self.settled = True
-        """Whether the state is that between two steps, with what was done on record at every process."""
+        """Whether the state is that after the last step, with what it has done on record at every process,
+        so that a checkpoint can be made of it by rank zero alone."""
         self.skipped_steps, self.skipped_in_row = 0, 0
         self.proof: dict[str, Any] | None = None
         """What the network makes of a few validation lines, from the last validation."""
@@ -103,7 +106,7 @@ class RecognitionModule(pl.LightningModule):
             self._note_bad("training", each)
         used = [line for each in micro_batches for line in each.lines.tolist()]
         unused = [bad.line for each in micro_batches for bad in each.bad]
-        lines, bad, columns, padded = self._agree_on_step([len(used), len(unused), *_columns(micro_batches)])
+        lines, bad, columns, padded = self._agree([len(used), len(unused), *_columns(micro_batches)])
         loss_sum, learned = torch.zeros((), device=self.device), True
         if lines:
             # Dropout follows from the step alone: nothing about it has to be kept or replayed.
@@ -147,18 +150,18 @@ class RecognitionModule(pl.LightningModule):
         return strategy
 
     def on_validation_start(self) -> None:
-        """Settle the loss since the last validation.
+        """Settle the loss since the last validation; NaN where no step has been learned from since.
 
         Raises RunError where it is not finite or nothing was trained on: the model would be worthless.
+        StopRequested as in a step.
         """
+        self._agree([])
         if not self._ever_trained:
             self._stop(
                 "None of the training lines could be read; look at the data with `ketos inspect --verify`."
             )
-        if self._trained:
-            self.mean_loss = self.running_loss()
-        self._loss_sum, self._trained = 0.0, 0
-        if not torch.isfinite(torch.tensor(self.mean_loss)):
+        self.mean_loss = self.running_loss() if self._trained else float("nan")
+        if self._trained and not math.isfinite(self.mean_loss):
             self._stop(
                 f"The loss is no longer a number in epoch {self.current_epoch + 1}; lessen --lrate, and go "
                 f"on from a checkpoint in {self.options.checkpoint_path}."
@@ -167,7 +170,8 @@ class RecognitionModule(pl.LightningModule):
         self._held_bad, self._held = 0, 0
 
     def validation_step(self, batch: LineBatch, batch_index: int) -> None:
-        """Add the errors of a batch's lines."""
+        """Add the errors of a batch's lines. Raises StopRequested as a step does: validations take long."""
+        self._agree([])
         self._note_bad("validation", batch)
         self._held_bad += len(batch.bad)
         self._held += len(batch.bad) + len(batch.lines)
@@ -203,6 +207,9 @@ class RecognitionModule(pl.LightningModule):
         self.log("train_loss", self.mean_loss, rank_zero_only=True)
         self.log("val_accuracy", self.validation.accuracy, rank_zero_only=True)
         self.log("val_word_accuracy", self.validation.word_accuracy, rank_zero_only=True)
+        # What follows puts the scores on record, and they must not be there twice.
+        self.settled = False
+        self._loss_sum, self._trained = 0.0, 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer that the options name."""
@@ -250,7 +257,21 @@ class RecognitionModule(pl.LightningModule):
         scores: torch.Tensor = self.network(blank.to(dtype_of(self.network)), torch.tensor([width]))[0]
         return scores.sum() * 0.0
 
-    def _agree_on_step(self, numbers: Sequence[int]) -> list[int]:
+    def counts(self) -> dict[str, Any]:
+        """What is counted from step to step, for a checkpoint; waits for the device."""
+        return {
+            "skipped": [self.skipped_steps, self.skipped_in_row],
+            "learned": [float(self._loss_sum), self._trained, self._ever_trained],
+            "epoch": [self._epoch_bad, self._epoch_lines, self._whole_epoch],
+        }
+
+    def load_counts(self, counts: dict[str, Any]) -> None:
+        """Go on counting where a checkpoint left off."""
+        self.skipped_steps, self.skipped_in_row = counts["skipped"]
+        self._loss_sum, self._trained, self._ever_trained = counts["learned"]
+        self._epoch_bad, self._epoch_lines, self._whole_epoch = counts["epoch"]
+
+    def _agree(self, numbers: Sequence[int]) -> list[int]:
         """The sums of ``numbers`` over all processes, which tell each other with them what else there is.
 
         Raises StopRequested, at every process, where one was asked to end.
@@ -278,8 +299,10 @@ class RecognitionModule(pl.LightningModule):
         self.skipped_in_row = 0 if learned else self.skipped_in_row + 1
         self.skipped_steps += not learned
         if self.skipped_in_row >= self.options.max_bad_steps:
-            saved = newest_first(self.options.checkpoint_path)
-            way_out = f"go on from {saved[0].path} with --resume" if saved else "start again"
+            with suppress(KetosError):  # what could not be saved is not what ends the run
+                self.keeping.store.finish()
+            good = last_good(self.options.checkpoint_path) if self._processes.topology.first else None
+            way_out = f"go on with `ketos train --resume {good}`" if good else "start again"
             self._stop(
                 f"{self.skipped_in_row} steps in a row had no finite loss and gradient, the last in epoch "
                 f"{self.current_epoch + 1}; lessen --lrate and {way_out}."
@@ -317,7 +340,8 @@ class RecognitionModule(pl.LightningModule):
         )
 
     def _stop(self, reason: str) -> NoReturn:
-        """End all processes, which come here together."""
+        """End all processes, which come here together, each knowing why: nothing is to be rescued."""
+        self.settled = False
         self._processes.stop(RunError(reason))
 
     def _without_narrow(self, batch: LineBatch) -> LineBatch:

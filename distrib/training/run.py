@@ -12,9 +12,10 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from distrib.config.experiment import dump_experiment
+from distrib.config.experiment import dump_experiment, stored_options
 from distrib.config.sections import Train
 from distrib.errors import InputError, RunError
+from distrib.runtime.checkpoint_reader import open_checkpoint
 from distrib.runtime.checkpoint_record import best, newest_first
 from distrib.runtime.checkpoint_store import CheckpointStore
 from distrib.runtime.cluster_environment import PlacedEnvironment
@@ -25,6 +26,7 @@ from distrib.runtime.strategies.choose import is_sharded, make_strategy
 from distrib.stream.loader import reader_deaths
 from distrib.training.bad_lines import BadLinesReport
 from distrib.training.callbacks import Bookkeeping
+from distrib.training.changed_options import ChangedOptions
 from distrib.training.export import export_checkpoint
 from distrib.training.interruption import StopOnSignal
 from distrib.training.ledger_keeping import LedgerKeeping
@@ -85,7 +87,7 @@ def fit(run: PreparedRun, *, claimed: RunDirectory | None, on_event: OnEvent) ->
         strategy=strategy,
         precision=run.globals_.precision,
         deterministic=run.globals_.deterministic,
-        max_epochs=_last_epoch(options),
+        max_epochs=_last_epoch(options) or -1,
         callbacks=_callbacks(run, store, claimed, on_event),
         # The processes that are there, whatever the variables of a scheduler around them say.
         plugins=[PlacedEnvironment(topology)],
@@ -99,6 +101,9 @@ def fit(run: PreparedRun, *, claimed: RunDirectory | None, on_event: OnEvent) ->
         # An epoch's length may differ from the first one's; the interval must not after a resume.
         **validation_interval(options.freq, run.training.plan(0).steps),
     )
+    # Lightning would tell all processes of a signal before each step, by a collective on the device; ours
+    # travels with what they tell each other anyway.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
     try:
         with warnings.catch_warnings(), reader_deaths():
             if not run.globals_.verbose:
@@ -118,11 +123,17 @@ def fit(run: PreparedRun, *, claimed: RunDirectory | None, on_event: OnEvent) ->
         raise _ended(directory, what) from error
     finally:
         store.close()
-    return processes.on_first(lambda: export_best(options, module.bad_lines, on_event))
+
+    def export() -> Outcome:
+        if claimed is not None:
+            claimed.check()
+        return export_best(options, module.bad_lines, on_event)
+
+    return processes.on_first(export)
 
 
 def _nothing() -> None:
-    """Other processes than rank zero give no checkpoint its name."""
+    """What others than rank zero do before a checkpoint takes its name."""
 
 
 def _callbacks(
@@ -149,10 +160,12 @@ def _callbacks(
         bookkeeping=bookkeeping,
         steps=options.save_steps,
         minutes=options.save_minutes,
-        experiment=dump_experiment(run.globals_, "train", options),
+        experiment=dump_experiment(run.globals_, "train", stored_options(options)),
         provenance=provenance(run),
     )
     callbacks: list[Callback] = [StopOnSignal(claimed), ledger, bookkeeping]
+    if run.options_then is not None:
+        callbacks.append(ChangedOptions(options, run.options_then))
     if processes.topology.first:
         callbacks += [
             StepLog(directory),
@@ -174,26 +187,32 @@ def export_best(options: Train, bad_lines: BadLines, on_event: OnEvent) -> Outco
     Where the best has been damaged since it was written, the next best is taken, and events say so.
     """
     directory = options.checkpoint_path
-    for found in best(directory):
-        target = directory / f"best_{found.score:.4f}.{_EXTENSIONS[options.weights_format]}"
-        try:
-            exported = export_checkpoint(
-                found.path,
-                target,
-                weights_format=options.weights_format,
-                author=options.author,
-                license=options.license,
-            )
-        except InputError as error:
-            on_event("export_failed", {"checkpoint": found.path.name, "reason": str(error)})
-            continue
-        for older in directory.iterdir():
-            if _EXPORT.fullmatch(older.name) and older != target:
-                older.unlink()
-        facts = {"name": target.name, "checkpoint": found.path.name, "lines_compared": exported.lines}
-        on_event("export", {**facts, "largest_difference": exported.difference})
-        return Outcome(weights=target, score=found.score, bad_lines=bad_lines)
-    raise RunError(f"{directory} holds no whole checkpoint of a validation; there is no model to export.")
+    found = next((each for each in best(directory) if _is_whole(each.path, on_event)), None)
+    if found is None:
+        raise RunError(f"{directory} holds no whole checkpoint of a validation; there is no model to export.")
+    target = directory / f"best_{found.score:.4f}.{_EXTENSIONS[options.weights_format]}"
+    exported = export_checkpoint(
+        found.path,
+        target,
+        weights_format=options.weights_format,
+        author=options.author,
+        license=options.license,
+    )
+    for older in directory.iterdir():
+        if _EXPORT.fullmatch(older.name) and older != target:
+            older.unlink()
+    facts = {"name": target.name, "checkpoint": found.path.name, "lines_compared": exported.lines}
+    on_event("export", {**facts, "largest_difference": exported.difference})
+    return Outcome(weights=target, score=found.score, bad_lines=bad_lines)
+
+
+def _is_whole(path: Path, on_event: OnEvent) -> bool:
+    try:
+        open_checkpoint(path)
+    except InputError as error:
+        on_event("damaged", {"name": path.name, "reason": str(error)})
+        return False
+    return True
 
 
 def validation_interval(freq: float, steps: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from distrib.stream.batches import StepBatch
+from distrib.training.loop_state import steps_done
 from distrib.training.recognition import RecognitionModule, StopRequested
 
 OnEvent = Callable[[str, dict[str, Any]], None]
@@ -49,18 +50,18 @@ class RunEvents(Callback):
         assert isinstance(pl_module, RecognitionModule)
         counts = pl_module.validation
         scores = {"val_accuracy": counts.accuracy, "val_word_accuracy": counts.word_accuracy}
-        self._tell("validation", {"epoch": trainer.current_epoch, "step": trainer.global_step, **scores})
+        self._tell("validation", {"epoch": trainer.current_epoch, "step": steps_done(trainer), **scores})
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Why the run ends before its time."""
         if isinstance(exception, StopRequested):
-            self._tell("preempt", {"step": trainer.global_step})
+            self._tell("preempt", {"step": steps_done(trainer)})
         else:
-            reason = f"{type(exception).__name__}: {exception}".splitlines()[0]
-            self._tell("error", {"step": trainer.global_step, "reason": reason[:500]})
+            reason = f"{type(exception).__name__}: {exception}".removesuffix(": ").splitlines()[0]
+            self._tell("error", {"step": steps_done(trainer), "reason": reason[:500]})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The run has come to its end."""
-        self._tell("stop", {"step": trainer.global_step, "epoch": trainer.current_epoch})
+        self._tell("stop", {"step": steps_done(trainer), "epoch": trainer.current_epoch})

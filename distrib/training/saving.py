@@ -15,6 +15,7 @@ from distrib.runtime.processes import Processes
 from distrib.stream.batches import StepBatch
 from distrib.stream.loader import TrainingLoader
 from distrib.training.callbacks import Bookkeeping
+from distrib.training.loop_state import loops_at, validation_follows
 from distrib.training.recognition import RecognitionModule, StopRequested
 
 
@@ -45,12 +46,15 @@ class Saving(Callback):
         self._steps, self._minutes = steps, minutes
         self._fixed = {"experiment": experiment, "provenance": provenance}
         self._position = stream.state_dict()
+        self._validation_due = False
+        self._begun = False
         self._saved = -1
         self._saved_at = time.monotonic()
         self._kind: Kind = "validation"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Where the run stands is the position that it was resumed at."""
+        self._begun = True
         self._position = self._stream.state_dict()
         self._saved = int(self._position["number"])
         self._saved_at = time.monotonic()
@@ -66,18 +70,23 @@ class Saving(Callback):
         """Save where it is time, unless a validation or the end of the epoch comes next and does."""
         assert isinstance(pl_module, RecognitionModule)
         self._position = self._stream.state_dict()
+        self._validation_due = validation_follows(trainer, batch_idx)
+        if not self._processes.several:
+            # What a step has done is on record; several processes have yet to tell each other.
+            pl_module.settled = True
         number = int(self._position["number"])
         first = self._processes.topology.first
         if first and self._minutes and time.monotonic() - self._saved_at > 60 * self._minutes:
             pl_module.wants_checkpoint = True
         due = pl_module.checkpoint_due or (self._steps and number % self._steps == 0)
-        interval = trainer.val_check_batch if trainer.check_val_every_n_epoch is None else None
-        validates = isinstance(interval, int) and (batch_idx + 1) % interval == 0
-        if due and not batch.last and not validates:
+        # While nothing is learned nothing new is to be kept, and the last that was good must not go for it.
+        due = due and not pl_module.skipped_in_row
+        if due and not batch.last and not self._validation_due:
             self._save(trainer, "interval")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save under the name of the score."""
+        self._validation_due = False
         self._save(trainer, "validation")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -90,7 +99,8 @@ class Saving(Callback):
     ) -> None:
         """Keep what was done since the last checkpoint where the state is one between two steps."""
         assert isinstance(pl_module, RecognitionModule)
-        if self._saved == int(self._position["number"]) or trainer.state.stage != "train":
+        # Before training began nothing was done, and a checkpoint may have been loaded by half.
+        if not self._begun or self._saved == int(self._position["number"]):
             return
         if isinstance(exception, StopRequested):
             self._save(trainer, "stop")
@@ -102,18 +112,16 @@ class Saving(Callback):
     ) -> None:
         """Add model description, scores, stopping counters and position to Lightning's state."""
         assert isinstance(pl_module, RecognitionModule)
-        if self._kind in ("stop", "abort"):
-            # The step that was broken off counts for nothing.
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-            for part in ("total", "current"):
-                progress[part] = dict.fromkeys(progress[part], progress[part]["completed"])
+        # Where the run goes on follows from the position, not from what Lightning is doing at the moment.
+        checkpoint["loops"] = {}
         score = self._bookkeeping.score
         checkpoint[STATE_KEY] = {
             "model": model_state(pl_module.model),
             "score": score,
             "stopping": self._bookkeeping.stopping_state,
             "stream": self._position,
-            "skipped": [pl_module.skipped_steps, pl_module.skipped_in_row],
+            "validation_due": self._validation_due,
+            "counts": pl_module.counts(),
             "proof": pl_module.proof,
             "facts": {
                 "kind": self._kind,
@@ -130,16 +138,21 @@ class Saving(Callback):
         """Continue where the checkpoint left off."""
         assert isinstance(pl_module, RecognitionModule)
         state = checkpoint[STATE_KEY]
-        pl_module.skipped_steps, pl_module.skipped_in_row = state["skipped"]
+        pl_module.load_counts(state["counts"])
         pl_module.proof = state["proof"]
         self._bookkeeping.load(state["score"], state["stopping"])
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        if self._stream.begins_anew(state["stream"]):
-            # The loader starts an epoch, and Lightning must not wait for the rest of the broken one.
-            progress["current"] = dict.fromkeys(progress["current"], 0)
-        elif state["stream"]["step"] == 0 and progress["current"]["completed"]:
-            # Lightning takes an epoch for done by the length of the next one, which may be another.
-            progress["current"] = dict.fromkeys(progress["current"], len(self._stream))
+        # The stream stands where it goes on already, which is elsewhere if its data have changed.
+        position = self._stream.state_dict()
+        self._validation_due = bool(state["validation_due"]) and not self._stream.begins_anew(state["stream"])
+        checkpoint["loops"] = {
+            "fit_loop": loops_at(
+                trainer,
+                position,
+                optimizer_steps=int(checkpoint["global_step"]),
+                steps=len(self._stream),
+                validate=self._validation_due,
+            )
+        }
 
     def _save(self, trainer: pl.Trainer, kind: Kind) -> None:
         self._kind = kind
@@ -160,5 +173,5 @@ class Saving(Callback):
         self._kind = "abort"
         try:
             trainer.save_checkpoint(self._store.directory / ABORT)
-        except (KetosError, OSError):
-            return  # what ended the run is what its user must read
+        except (KetosError, OSError, RuntimeError):
+            return  # what ended the run is what its user must read; a device may be lost with it

@@ -10,17 +10,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from distrib.config.experiment import parse_experiment
 from distrib.config.sections import Globals, Train
+from distrib.config.values import make_section
 from distrib.errors import InputError
 from distrib.ground_truth.network_input import NetworkInput
 from distrib.ground_truth.text import TextPipeline
+from distrib.model.coreml import refuse_unfit
 from distrib.model.weights import RecognitionModel
 from distrib.runtime.checkpoint_reader import CheckpointReader, open_checkpoint
-from distrib.runtime.checkpoints import STATE_KEY, model_from_checkpoint
+from distrib.runtime.checkpoints import model_from_checkpoint, run_state
 from distrib.runtime.processes import Processes
 from distrib.stream.lines import LineCollection
 from distrib.stream.loader import EvaluationLoader, TrainingLoader
 from distrib.stream.widths import input_widths
+from distrib.training.changed_options import refuse_changed_model
 from distrib.training.loaders import Loaders, fill, lines_digest, plan_settings
 from distrib.training.models import fine_tuned_model, network_input_of, new_model, read_codec
 from distrib.training.preparation import LineSets, load_codec, split_lines, text_pipeline
@@ -53,7 +57,8 @@ class Overview:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRun:
-    """A run that can begin: its options, model, lines and loaders, and the checkpoint it goes on from.
+    """A run that can begin: its options, model, lines and loaders, and the checkpoint it goes on from, with
+    the options that was written under.
 
     ``options`` are those given with what they left open filled in; ``lines`` (N,) are trained on.
     """
@@ -70,6 +75,7 @@ class PreparedRun:
     validation_digest: str
     overview: Overview
     resume_from: Path | None
+    options_then: Train | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +110,10 @@ def prepare(
     surveyed_held = survey(sets.validation, sets.validation_lines, pipeline)
     checkpoint = None if resume_from is None else open_checkpoint(resume_from, verify=False)
     model = _model(options, sets, surveyed, checkpoint)
-    saved = None if checkpoint is None else _stream_state(checkpoint.common)
+    saved = then = None
+    if checkpoint is not None:
+        saved, then = _stream_state(checkpoint), _options_then(checkpoint)
+        refuse_changed_model(options, then)
     network_input = network_input_of(model, padding=options.padding)
     if saved is not None and 0 < options.epochs < saved["epoch"]:
         raise InputError(
@@ -154,6 +163,7 @@ def prepare(
             problems=[*sets.training.problems],
         ),
         resume_from=resume_from,
+        options_then=then,
     )
 
 
@@ -173,15 +183,21 @@ def refuse_unlike_processes(run: PreparedRun) -> None:
         )
 
 
-def _stream_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def _stream_state(checkpoint: CheckpointReader) -> dict[str, Any]:
     """Where the stream stood. Raises InputError for a checkpoint from which no run can go on."""
-    state = checkpoint[STATE_KEY].get("stream")
+    state = run_state(checkpoint)["stream"]
     if not isinstance(state, dict) or not {"epoch", "step", "number", "facts"} <= state.keys():
         raise InputError(
-            "the checkpoint is damaged or of an older version, without the position of its stream; start "
-            "from its weights with --load."
+            f"{checkpoint.path}: the checkpoint is damaged, without the position of its stream; start from "
+            "its weights with --load."
         )
-    return state
+    return dict(state)
+
+
+def _options_then(checkpoint: CheckpointReader) -> Train:
+    """The options that a checkpoint was written under."""
+    stored = parse_experiment(run_state(checkpoint)["experiment"], checkpoint.path)
+    return make_section(Train, "train", stored.sections.get("train", {}))
 
 
 def _training_lines(
@@ -218,7 +234,10 @@ def _model(
     options: Train, sets: LineSets, training: Survey, checkpoint: CheckpointReader | None
 ) -> RecognitionModel:
     if checkpoint is not None:
-        return model_from_checkpoint(checkpoint)
+        model = model_from_checkpoint(checkpoint)
+        if options.weights_format == "coreml":
+            refuse_unfit(model.network, options.checkpoint_path)
+        return model
     if options.load is not None:
         return fine_tuned_model(options, options.load, sets.training, training.alphabet)
     return new_model(options, sets.training, load_codec(read_codec(options.codec), training.alphabet))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from distrib.runtime.json_lines import JsonLines
 from distrib.stream.batches import StepBatch
 from distrib.training.recognition import RecognitionModule, StepFacts
 
@@ -27,7 +28,7 @@ class StepLog(Callback):
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / "steps.jsonl"
+        self._lines = JsonLines(directory / "steps.jsonl", sync=False)
         self._pending: list[tuple[dict[str, Any], torch.Tensor]] = []
         self._flushed = time.monotonic()
         self._ended = time.monotonic()
@@ -62,10 +63,6 @@ class StepLog(Callback):
         """Validation is not waiting for data."""
         self._ended = time.monotonic()
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What a checkpoint holds must be on record."""
-        self._flush()
-
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation is not waiting for data."""
         self._ended = time.monotonic()
@@ -74,21 +71,24 @@ class StepLog(Callback):
         """Nothing stays behind."""
         self._flush()
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """What a checkpoint holds must be on record."""
+        self._flush()
+
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """The steps before an error are what is asked for after it."""
-        self._flush()
+        """The steps before an error are what is asked for after it; losses on a device may be lost."""
+        with suppress(RuntimeError):
+            self._flush()
 
     def _flush(self) -> None:
-        rows = "".join(
-            json.dumps(row | {"loss": float(loss)}, sort_keys=False) + "\n" for row, loss in self._pending
-        )
+        for row, loss in self._pending:
+            self._lines.append(row | {"loss": float(loss)})
         self._pending = []
         self._flushed = time.monotonic()
-        if rows:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(rows)
 
 
 def _row(batch: StepBatch, facts: StepFacts) -> dict[str, Any]:

@@ -125,6 +125,7 @@ class Server:
     ) -> Job:
         """Start ``ketos`` with these words."""
         printed = self._directory / f"printed-{len(self._jobs)}.txt"
+        printed.write_bytes(b"")
         pids = self.ask(
             {
                 "words": [str(word) for word in words],

@@ -1,4 +1,4 @@
-"""Every strategy walks the loss curve of DDP on real lines, leaves its weights, goes on from the state of any."""
+"""Every strategy walks the loss curve of DDP on real lines, and goes on from the state of any other."""
 
 from __future__ import annotations
 

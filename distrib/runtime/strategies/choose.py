@@ -30,6 +30,10 @@ def check_strategy(strategy: str, *, offload: str, precision: str, device: str, 
         raise InputError(f"--strategy {strategy} works with --precision {allowed}, not {precision}.")
     if device.startswith("mps"):
         raise InputError(f"--strategy {strategy} works on CPUs and NVIDIA or AMD GPUs, not on mps.")
+    if strategy == "fsdp":
+        from distrib.runtime.strategies.fully_sharded import check_fully_sharded
+
+        check_fully_sharded(device)
     if strategy.startswith("deepspeed"):
         from distrib.runtime.strategies.deepspeed import check_deepspeed
 

@@ -106,6 +106,8 @@ class ZeRO(StateKeeping, DDPStrategy):
             config=self._config(),
             dist_init_required=False,
         )
+        if self.stage == 2:
+            _reduce_in_one_order(zero)
         self.optimizers = [zero]
 
     def _config(self) -> dict[str, Any]:
@@ -185,6 +187,30 @@ class ZeRO(StateKeeping, DDPStrategy):
             # Groups of processes that another run in this process may not meet again.
             importlib.import_module("deepspeed.utils.groups")._release_process_group_references()
         super().teardown()
+
+
+def _reduce_in_one_order(zero: Any) -> None:
+    """Let stage 2 exchange gradients in the order of the parameters, when a backward pass has ended.
+
+    It does so as they come, which is another order where one process's lines are padded and another's are
+    not: they go through other functions, and gradients of different parameters would be averaged.
+    """
+    reduce, epilogue = (
+        zero.reduce_ready_partitions_and_remove_grads,
+        zero.independent_gradient_partition_epilogue,
+    )
+    waiting: list[tuple[Any, int]] = []
+
+    def ordered_epilogue() -> None:
+        for parameter, group in sorted(waiting, key=lambda each: zero.get_param_id(each[0])):
+            reduce(parameter, group)
+        waiting.clear()
+        epilogue()
+
+    zero.reduce_ready_partitions_and_remove_grads = lambda parameter, group: waiting.append(
+        (parameter, group)
+    )
+    zero.independent_gradient_partition_epilogue = ordered_epilogue
 
 
 def import_deepspeed(*, cpu: bool) -> Any:

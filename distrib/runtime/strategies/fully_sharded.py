@@ -68,7 +68,8 @@ class _Shard:
 
 def check_fully_sharded(device: str) -> None:
     """Raise InputError where the torch that is installed cannot divide a network on ``device``."""
-    if torch_device(device) == "cpu" and torch.__version__ < "2.7":
+    major, minor = map(int, torch.__version__.split(".")[:2])
+    if torch_device(device) == "cpu" and (major, minor) < (2, 7):
         raise InputError(
             f"--strategy fsdp works on CPUs with torch 2.7 and newer, not with {torch.__version__}; install "
             "a newer one, or use --strategy ddp."

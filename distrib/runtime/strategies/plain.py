@@ -28,11 +28,16 @@ class _WholeState(StateKeeping):
         load_whole_state(self.network, self.optimizers[0], reader)
 
     def update(self, optimizer: LightningOptimizer, *, clip: float) -> bool:
-        if not self.scaled:
-            parameters = [each for group in optimizer.param_groups for each in group["params"]]
-            norm = clip_grad_norm_(parameters, clip or float("inf"))
-            if not bool(torch.isfinite(norm)):
-                return False
+        if self.scaled:
+            # The scaler leaves a step out by itself, and lessens its scale with it.
+            scaler: Any = self.precision_plugin.scaler  # type: ignore[attr-defined]
+            scale = scaler.get_scale()
+            optimizer.step()
+            return bool(scaler.get_scale() >= scale)
+        parameters = [each for group in optimizer.param_groups for each in group["params"]]
+        norm = clip_grad_norm_(parameters, clip or float("inf"))
+        if not bool(torch.isfinite(norm)):
+            return False
         optimizer.step()
         return True
 
