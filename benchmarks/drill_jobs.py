@@ -38,6 +38,8 @@ class Job:
     real: bool
     began: float
     process: subprocess.Popen[bytes] | None = None
+    code: int = 0
+    """The launcher's exit code, once it has been ended."""
 
     @property
     def output(self) -> str:
@@ -93,8 +95,10 @@ class Job:
         with suppress(ProcessLookupError):
             os.killpg(self.launcher, signal.SIGKILL)
         if self.process is not None:
-            return self.process.wait()
-        return os.waitstatus_to_exitcode(os.waitpid(self.launcher, 0)[1])
+            self.code = self.process.wait()
+        else:
+            self.code = os.waitstatus_to_exitcode(os.waitpid(self.launcher, 0)[1])
+        return self.code
 
 
 def kill(pids: Sequence[int]) -> None:

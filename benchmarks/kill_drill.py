@@ -8,8 +8,8 @@ random moments until it has reached its end, in a new directory each time, until
 and three tenths of them fell into a save: SIGKILL of a rank, of the launcher, of a process that reads data,
 of all; the disk full; the newest checkpoint truncated or with a bit turned over; its record torn or removed;
 the lease of another machine left behind. After each the run is resumed. In the end the ledger must be exact,
-nothing half written left, and weights, optimizer, position and exported file the same to the bit as the
-reference's.
+nothing half written left, and weights, optimizer and position the same to the bit as the reference's, and so
+the exported file: its best model, or the next best where a full disk did not take that checkpoint.
 
 A tenth of the jobs are started by torchrun, the others forked from this process, which has imported all that
 they need. Exits with 1 where anything was not as it must be. Lines are those of fraktur-lines or print16-alto
@@ -19,6 +19,7 @@ below --data, else drawn.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -33,7 +34,7 @@ from typing import Any
 from common import OURS, ROOT, parser, use_one_thread
 from drill_faults import SmallDisk
 from drill_jobs import launched
-from drill_run import PATIENCE, Decks, Habits, Hurt, Run
+from drill_run import FULL_DISK, PATIENCE, Decks, Habits, Hurt, Run
 
 HEIGHT = 16
 SPEC = f"[1,{HEIGHT},0,1 Cr3,3,8 Mp2,2 S1(1x0)1,3 Lbx24 Do0.3]"
@@ -46,6 +47,12 @@ MEGABYTES = 64
 _MOST_PROBLEMS = 3
 _ELSEWHERE = ("common/ketos/experiment", "common/loops")
 """Where checkpoints of one state differ: they name their run directory, and count Lightning's starts."""
+
+
+def ketos(*words: str) -> subprocess.CompletedProcess[str]:
+    """A command that has ended, well or not."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([*OURS, *words], env=environment, capture_output=True, text=True, check=False)
 
 
 def lines_of(data: Path, scratch: Path) -> Path:
@@ -61,10 +68,7 @@ def lines_of(data: Path, scratch: Path) -> Path:
     output = scratch / "lines"
     words = ["--workers", "0", "compile", "-f", form, "-o", str(output), "--shard-format", "arrow"]
     words += ["--height", str(HEIGHT), *map(str, files[:LINES])]
-    environment = {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*OURS, *words], env=_with(environment), capture_output=True, text=True, check=False
-    )
+    done = ketos(*words)
     if done.returncode:
         raise SystemExit(done.stderr)
     return output
@@ -87,19 +91,13 @@ def undisturbed(directory: Path, words: Sequence[str], processes: int, logs: Pat
     habits.step = (events["stop"]["elapsed"] - events["first_batch"]["elapsed"]) / events["stop"]["step"]
 
 
-def unlike_at_end(directory: Path, reference: Path) -> list[str]:
-    """What is wrong with a run that has reached its end."""
+def unlike_at_end(directory: Path, reference: Path, lost: Sequence[str]) -> list[str]:
+    """What is wrong with a run that has reached its end, having ``lost`` those validations' checkpoints."""
     from distrib.runtime.checkpoint_difference import differences
     from distrib.runtime.checkpoint_reader import open_checkpoint
 
     complaints: list[str] = []
-    done = subprocess.run(
-        [*OURS, "ledger", "--json", str(directory)],
-        env=_with({"PYTHONPATH": str(ROOT)}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = ketos("ledger", "--json", str(directory))
     report = json.loads(done.stdout) if done.stdout else {"exact": False, "epochs": []}
     complete = sum(epoch["complete"] for epoch in report["epochs"])
     if done.returncode or not report["exact"] or complete != EPOCHS:
@@ -111,23 +109,35 @@ def unlike_at_end(directory: Path, reference: Path) -> list[str]:
     places = [place for place in differences(*last) if not place.startswith(_ELSEWHERE)]
     if places:
         complaints.append(f"the last checkpoint differs in {', '.join(places[:10])}")
-    if _exported(directory) != _exported(reference):
-        complaints.append("the exported file differs")
+    if exported(directory) != best_weights(reference, lost):
+        complaints.append("the exported file is not the best model")
     return complaints
 
 
-def _exported(directory: Path) -> tuple[str, dict[str, bytes]]:
+def lost_validations(directory: Path, reference: Path) -> list[str]:
+    """Checkpoints of validations that the reference has, which keeps all of them, and the run has not."""
+    from distrib.runtime.checkpoint_record import best
+
+    return sorted(each.path.name for each in best(reference) if not (directory / each.path.name).exists())
+
+
+def exported(directory: Path) -> dict[str, bytes]:
+    """The tensors of the exported file, by their names in the network."""
     from safetensors.numpy import load_file
 
     (file,) = directory.glob("best_*.safetensors")
-    tensors = {key.partition(".")[2]: tensor.tobytes() for key, tensor in load_file(file).items()}
-    return file.name, tensors
+    return {key.partition(".")[2]: tensor.tobytes() for key, tensor in load_file(file).items()}
 
 
-def _with(more: dict[str, str]) -> dict[str, str]:
-    import os
+def best_weights(reference: Path, lost: Sequence[str]) -> dict[str, bytes]:
+    """The weights of the reference's best checkpoint but for those ``lost``."""
+    from distrib.runtime.checkpoint_reader import open_checkpoint
+    from distrib.runtime.checkpoint_record import best
 
-    return {**os.environ, **more}
+    chosen = next(each.path for each in best(reference) if each.path.name not in lost)
+    reader = open_checkpoint(chosen)
+    weights = [key for key in reader.shapes if key.startswith("weights/")]
+    return {key.partition("/")[2]: reader.tensor(key).numpy().tobytes() for key in weights}
 
 
 class Drill:
@@ -137,6 +147,8 @@ class Drill:
         self.kills: int = arguments.kills
         self.runs: list[Run] = []
         self.problems: list[str] = []
+        self.lost = 0
+        """Checkpoints of validations that a full disk did not take."""
         self._processes: int = arguments.processes
         self._folder = folder
         self._logs = folder / "logs"
@@ -199,7 +211,7 @@ class Drill:
                 ended = run.go_on(hurt=not self.enough, wants_saves=wants_saves)
                 self._tell(run, before)
             if not run.problems:
-                run.problems += [f"{run.directory}: {each}" for each in self._checked(run)]
+                self._check_end(run)
             if run.problems:
                 self.problems += run.problems
                 shutil.copytree(run.directory, self._folder / f"problem{number:02}", symlinks=True)
@@ -207,8 +219,14 @@ class Drill:
             if disk is not None:
                 disk.close()
 
-    def _checked(self, run: Run) -> list[str]:
-        return unlike_at_end(run.directory, self._reference)
+    def _check_end(self, run: Run) -> None:
+        lost = lost_validations(run.directory, self._reference)
+        complaints = unlike_at_end(run.directory, self._reference, lost)
+        # A full disk costs a run the checkpoints that could not be written, and no more.
+        if lost and not any(hurt.kind.startswith(FULL_DISK) for hurt in run.hurts):
+            complaints.append(f"there is no {', '.join(lost)}")
+        self.lost += len(lost)
+        run.problems += [f"{run.directory}: {each}" for each in complaints]
 
     def _tell(self, run: Run, before: int) -> None:
         done = [hurt.kind + (f" ({hurt.phase})" if hurt.phase else "") for hurt in run.hurts[before:]]
@@ -278,11 +296,18 @@ def main() -> int:
     )
     phases = Counter(hurt.phase for hurt in drill.killed if hurt.phase)
     print("Saves that were cut off: " + ", ".join(f"{count} {name}" for name, count in phases.most_common()))
+    print(f"Checkpoints of validations that a full disk did not take: {drill.lost}")
     for problem in drill.problems:
         print(f"Problem: {problem}")
     if arguments.json:
-        facts = {"kills": len(drill.killed), "inside": drill.inside, "runs": len(drill.runs)}
-        facts |= {"minutes": round(minutes, 1), "phases": phases, "problems": drill.problems, "rows": rows}
+        facts: dict[str, Any] = {"kills": len(drill.killed), "inside": drill.inside, "runs": len(drill.runs)}
+        facts |= {
+            "minutes": round(minutes, 1),
+            "phases": phases,
+            "lost": drill.lost,
+            "problems": drill.problems,
+            "rows": rows,
+        }
         arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
     if arguments.folder is None and not drill.problems:
         shutil.rmtree(folder)

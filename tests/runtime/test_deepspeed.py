@@ -17,7 +17,7 @@ from distrib.runtime.strategies.deepspeed import check_deepspeed
 
 from .zero_job import FROM_THE_START, PLAIN, RESUMED, Merged, Run, resumed
 
-pytestmark = pytest.mark.deepspeed
+pytestmark = [pytest.mark.deepspeed, pytest.mark.slow, pytest.mark.xdist_group("deepspeed")]
 
 JOB = Path(__file__).with_name("zero_job.py")
 RUNS = {run.name: run for run in [*FROM_THE_START, *resumed(1), *resumed(3), *resumed(2)]}

@@ -21,6 +21,8 @@ from distrib.runtime.strategies.plain import whole_state
 
 from . import sharded_training as training
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fully sharded")]
+
 WAIT_SECONDS = 300.0
 OPTIMIZERS = ("AdamW", "Adam", "SGD", "RMSprop")
 PORTED = ("AdamW", "SGD")
@@ -166,7 +168,7 @@ def two(folder: Path, whole_file: Path) -> Jobs:
     return run(folder / "two", 2, jobs)
 
 
-@pytest.fixture(scope="module", params=[1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[1, 3])
 def others(folder: Path, two: Jobs, request: pytest.FixtureRequest) -> Jobs:
     """The second half by other numbers of processes."""
     size = request.param

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from distrib.ground_truth.sample import write_sample
+
+from .forked import Server
 
 TINY_SPEC = "[1,16,0,1 Cr3,3,8 Mp2,2 S1(1x0)1,3 Lbx16 Do0.3]"
 
@@ -40,3 +43,10 @@ def lines_arrow(sample: Path) -> Path:
     output = sample.parent / "lines.arrow"
     ketos("--workers", 0, "compile", "-f", "path", "-o", output, *sorted((sample / "lines").glob("*.png")))
     return output
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Starts runs that need not import anything first, and can hurt them."""
+    with Server(tmp_path_factory.mktemp("server")) as running:
+        yield running

@@ -15,7 +15,7 @@ from distrib.runtime.checkpoint_reader import open_checkpoint
 from .conftest import ketos
 from .launching import rows, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.real]
+pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.xdist_group("strategies")]
 
 LINES = 44
 """Of these 40 are trained on, 4 a step."""
