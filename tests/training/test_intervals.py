@@ -54,6 +54,31 @@ def test_a_run_killed_again_and_again_is_the_run_that_was_not(
     assert not list(broken.glob(".*.part"))
 
 
+@pytest.mark.parametrize(
+    ("options", "validation"),
+    [
+        pytest.param(["-F", 0.6], 2, id="a part of an epoch"),  # after steps 5 and 10
+        pytest.param([*_BY_PIXELS, "-F", 1], 1, id="the next epoch of another length"),
+        pytest.param(["-F", 2], 2, id="the last epoch, out of turn"),
+        pytest.param([*_BY_PIXELS, "-F", 2], 1, id="by pixels", marks=pytest.mark.slow),
+    ],
+)
+def test_a_validation_broken_off_at_the_end_of_an_epoch_is_made_before_the_next(
+    server: Server, lines_arrow: Path, tmp_path: Path, options: list[object], validation: int
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    server.run(*training(lines_arrow, whole, *options, epochs=3))
+    begun = "distrib.training.recognition:RecognitionModule.on_validation_start"
+    harm = at(validation, "raise", place=begun, after=True)
+    assert server.start(*training(lines_arrow, broken, *options, epochs=3), harm=harm).wait() == [1]
+    assert "checkpoint_abort.ckpt" in checkpoints(broken)
+    # And broken off a second time, before any step.
+    again = at(1, "term", place="distrib.training.recognition:texts_of")
+    assert server.start("train", "--resume", broken, harm=again).wait() == [1]
+    server.run("train", "--resume", broken)
+    assert differences(whole, broken) == []
+
+
 @pytest.mark.parametrize("freq", [0.3, 2])
 def test_the_last_steps_of_an_epoch_are_kept_though_no_validation_follows(
     server: Server, lines_arrow: Path, tmp_path: Path, freq: float
