@@ -68,7 +68,7 @@ def synchronous(folder: Path, state: Any) -> float:
 
 def background(store: Any, state: Any, name: str, usual: float) -> dict[str, float]:
     """What a save by the store costs the training thread, whose step takes ``usual`` seconds undisturbed."""
-    from distrib.runtime.checkpoint_store import CheckpointFacts
+    from distrib.runtime.checkpoints.store import CheckpointFacts
 
     began = time.perf_counter()
     facts = CheckpointFacts(kind="interval", step=0, epoch=0, score=None)
@@ -86,7 +86,7 @@ def background(store: Any, state: Any, name: str, usual: float) -> dict[str, flo
 
 def measured(megabytes: int, folder: Path, repeat: int) -> dict[str, float]:
     """A row of the table: medians, in milliseconds but for ``slower`` (a share) and ``written`` (seconds)."""
-    from distrib.runtime.checkpoint_store import CheckpointStore
+    from distrib.runtime.checkpoints.store import CheckpointStore
     from distrib.runtime.processes import Processes
     from distrib.runtime.topology import Topology
 

@@ -21,8 +21,8 @@ _PAGE = 4096
 def newest_checkpoints(directory: Path) -> list[Path]:
     """The whole checkpoints of a run directory, the newest first; `last.ckpt` is one of them again."""
     from distrib.errors import InputError
-    from distrib.runtime.checkpoint_reader import open_checkpoint
-    from distrib.runtime.checkpoint_record import newest_first
+    from distrib.runtime.checkpoints.reader import open_checkpoint
+    from distrib.runtime.checkpoints.record import newest_first
 
     whole = []
     for each in newest_first(directory):

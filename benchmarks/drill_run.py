@@ -344,7 +344,7 @@ class Run:
 
     def _damage(self, job: Job, watch: Watch, ended: float, lost: float) -> None:
         """Harm, now and then, what the killed job has left; the next one must cope."""
-        from distrib.runtime.checkpoint_rows import read_rows
+        from distrib.runtime.checkpoints.rows import read_rows
 
         kind = self._decks.damage()
         if kind is None:

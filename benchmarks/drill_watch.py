@@ -68,14 +68,14 @@ class Watch:
             return []
 
     def _unrecorded(self) -> set[str]:
-        from distrib.runtime.checkpoint_rows import read_rows
+        from distrib.runtime.checkpoints.rows import read_rows
 
         names = {name for name in self._names() if name.endswith(".ckpt") and name != "last.ckpt"}
         return names - read_rows(self.directory).keys()
 
     def _last_is_behind(self) -> bool:
         """Whether the checkpoint that was recorded last, by this job, is not yet `last.ckpt`."""
-        from distrib.runtime.checkpoint_rows import read_rows
+        from distrib.runtime.checkpoints.rows import read_rows
 
         rows = list(read_rows(self.directory).values())
         if not rows or rows[-1].time < self._began or rows[-1].facts.kind == "abort":

@@ -84,7 +84,7 @@ def undisturbed(directory: Path, words: Sequence[str], processes: int, logs: Pat
         code = job.end()
     if code or not ended:
         raise SystemExit(f"The undisturbed run ended with {code}:\n{job.output}")
-    from distrib.runtime.events import read_events
+    from distrib.runtime.directory.events import read_events
 
     events = {event["event"]: event for event in read_events(directory / "events.jsonl")}
     habits.start[True] = events["first_batch"]["elapsed"]
@@ -93,8 +93,8 @@ def undisturbed(directory: Path, words: Sequence[str], processes: int, logs: Pat
 
 def unlike_at_end(directory: Path, reference: Path, lost: Sequence[str]) -> list[str]:
     """What is wrong with a run that has reached its end, having ``lost`` those validations' checkpoints."""
-    from distrib.runtime.checkpoint_difference import differences
-    from distrib.runtime.checkpoint_reader import open_checkpoint
+    from distrib.runtime.checkpoints.difference import differences
+    from distrib.runtime.checkpoints.reader import open_checkpoint
 
     complaints: list[str] = []
     done = ketos("ledger", "--json", str(directory))
@@ -116,7 +116,7 @@ def unlike_at_end(directory: Path, reference: Path, lost: Sequence[str]) -> list
 
 def lost_validations(directory: Path, reference: Path) -> list[str]:
     """Checkpoints of validations that the reference has, which keeps all of them, and the run has not."""
-    from distrib.runtime.checkpoint_record import best
+    from distrib.runtime.checkpoints.record import best
 
     return sorted(each.path.name for each in best(reference) if not (directory / each.path.name).exists())
 
@@ -131,8 +131,8 @@ def exported(directory: Path) -> dict[str, bytes]:
 
 def best_weights(reference: Path, lost: Sequence[str]) -> dict[str, bytes]:
     """The weights of the reference's best checkpoint but for those ``lost``."""
-    from distrib.runtime.checkpoint_reader import open_checkpoint
-    from distrib.runtime.checkpoint_record import best
+    from distrib.runtime.checkpoints.reader import open_checkpoint
+    from distrib.runtime.checkpoints.record import best
 
     chosen = next(each.path for each in best(reference) if each.path.name not in lost)
     reader = open_checkpoint(chosen)

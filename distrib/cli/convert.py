@@ -30,7 +30,7 @@ def convert_command(_globals: Globals, options: Convert) -> None:
             "yet available; convert one at a time."
         )
     check_output(options.output)
-    from distrib.runtime.checkpoints import is_checkpoint
+    from distrib.runtime.checkpoints.names import is_checkpoint
     from distrib.training.export import export
 
     (source,) = options.checkpoints

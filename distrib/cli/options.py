@@ -118,8 +118,8 @@ def _experiment_of(resume: Path) -> ExperimentFile:
     stored = stored_experiment(resume)
     if stored.sections or not resume.exists() or resume == run_directory_of(resume):
         return stored
-    from distrib.runtime.checkpoint_reader import open_checkpoint
-    from distrib.runtime.checkpoints import run_state
+    from distrib.runtime.checkpoints.contents import run_state
+    from distrib.runtime.checkpoints.reader import open_checkpoint
 
     text = run_state(open_checkpoint(resume))["experiment"]
     return resumed_experiment(parse_experiment(text, resume), run_directory_of(resume))

@@ -19,8 +19,8 @@ from distrib.errors import InputError
 from distrib.files import written_whole
 
 if TYPE_CHECKING:
+    from distrib.runtime.directory.run_directory import RunDirectory
     from distrib.runtime.processes import Processes
-    from distrib.runtime.run_directory import RunDirectory
     from distrib.stream.lines import LineCollection
     from distrib.training.setup import Overview
 
@@ -49,7 +49,7 @@ def train_command(globals_: Globals, options: Train) -> None:
 def _claim_and_train(globals_: Globals, options: Train, processes: Processes) -> None:
     """The run as each of its processes sees it; rank zero holds the run directory and does the talking."""
     from distrib.runtime.devices import use_device
-    from distrib.runtime.run_directory import claim
+    from distrib.runtime.directory.run_directory import claim
     from distrib.training.options import check_options
 
     _refuse_unlike_options(options, processes)
@@ -68,7 +68,7 @@ def _claim_and_train(globals_: Globals, options: Train, processes: Processes) ->
 
 
 def _train(globals_: Globals, options: Train, processes: Processes, claimed: RunDirectory | None) -> None:
-    from distrib.runtime.events import EVENTS, EventLog
+    from distrib.runtime.directory.events import EVENTS, EventLog
 
     events = None if claimed is None else EventLog(claimed.path / EVENTS)
 
@@ -77,7 +77,7 @@ def _train(globals_: Globals, options: Train, processes: Processes, claimed: Run
             events.append(kind, **facts)
 
     tell("start", {"processes": processes.topology.world_size, "strategy": options.strategy})
-    from distrib.runtime.checkpoints import checkpoint_to_resume
+    from distrib.runtime.checkpoints.contents import checkpoint_to_resume
     from distrib.training.bad_lines import BAD_LINES
     from distrib.training.run import fit
     from distrib.training.setup import prepare, refuse_unlike_processes
@@ -130,7 +130,7 @@ def _note(sentence: str) -> None:
 
 def _describe(processes: Processes, options: Train, claimed: RunDirectory | None) -> None:
     """Keep in the run directory what the run runs on, a description of each node."""
-    from distrib.runtime.run_environment import describe_environment, write_environment
+    from distrib.runtime.directory.run_environment import describe_environment, write_environment
 
     topology = processes.topology
     data: list[str | Path] = [*options.ground_truth, *options.training_data, *options.evaluation_data]

@@ -1,1 +1,1 @@
-"""The run itself: device and precision, checkpoints, run directory, events."""
+"""The run itself: processes and devices, strategies, checkpoints, run directory."""

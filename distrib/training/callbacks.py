@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from distrib.runtime.json_lines import JsonLines
+from distrib.runtime.directory.json_lines import JsonLines
 from distrib.stream.loader import TrainingLoader
 from distrib.training.recognition import RecognitionModule
 from distrib.training.stopping import EarlyStopping

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from distrib.errors import InputError, RunError
 from distrib.model.weights import PlainTensors, RecognitionModel, WeightsFormat, load_weights, save_weights
-from distrib.runtime.checkpoint_reader import CheckpointReader, open_checkpoint
-from distrib.runtime.checkpoint_record import best
-from distrib.runtime.checkpoints import STATE_KEY, is_checkpoint, model_from_checkpoint
+from distrib.runtime.checkpoints.contents import STATE_KEY, model_from_checkpoint
+from distrib.runtime.checkpoints.names import is_checkpoint
+from distrib.runtime.checkpoints.reader import CheckpointReader, open_checkpoint
+from distrib.runtime.checkpoints.record import best
 from distrib.runtime.state import WEIGHTS, state_key
 from distrib.training import provenance as entries
 from distrib.training.proof import Proof, check_proof, largest_difference, line_scores, read_proof

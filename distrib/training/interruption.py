@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from distrib.runtime.run_directory import RunDirectory
+from distrib.runtime.directory.run_directory import RunDirectory
 from distrib.training.recognition import RecognitionModule
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from distrib.errors import InputError
-from distrib.runtime.checkpoint_reader import open_checkpoint
-from distrib.runtime.checkpoint_record import newest_first
-from distrib.runtime.checkpoints import STATE_KEY
+from distrib.runtime.checkpoints.contents import STATE_KEY
+from distrib.runtime.checkpoints.reader import open_checkpoint
+from distrib.runtime.checkpoints.record import newest_first
 
 
 def last_good(directory: Path) -> Path | None:

@@ -18,8 +18,9 @@ from distrib.model.resize import ResizeMode, resize_output
 from distrib.model.shapes import input_shape
 from distrib.model.vgsl import VGSLNetwork, recognition_spec
 from distrib.model.weights import RecognitionModel, SegType, load_weights
-from distrib.runtime.checkpoint_reader import open_checkpoint
-from distrib.runtime.checkpoints import is_checkpoint, model_from_checkpoint
+from distrib.runtime.checkpoints.contents import model_from_checkpoint
+from distrib.runtime.checkpoints.names import is_checkpoint
+from distrib.runtime.checkpoints.reader import open_checkpoint
 from distrib.stream.lines import LineCollection
 
 _RESIZE_MODES: dict[str, ResizeMode] = {

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from distrib import __version__
 from distrib.errors import InputError
-from distrib.runtime.checkpoint_reader import open_checkpoint
-from distrib.runtime.checkpoints import STATE_KEY
+from distrib.runtime.checkpoints.contents import STATE_KEY
+from distrib.runtime.checkpoints.reader import open_checkpoint
 
 if TYPE_CHECKING:
     from distrib.stream.lines import LineCollection

@@ -15,13 +15,13 @@ from lightning.pytorch.callbacks import Callback
 from distrib.config.experiment import dump_experiment, stored_options
 from distrib.config.sections import Train
 from distrib.errors import InputError, RunError
-from distrib.runtime.checkpoint_reader import open_checkpoint
-from distrib.runtime.checkpoint_record import best, newest_first
-from distrib.runtime.checkpoint_store import CheckpointStore
+from distrib.runtime.checkpoints.reader import open_checkpoint
+from distrib.runtime.checkpoints.record import best, newest_first
+from distrib.runtime.checkpoints.store import CheckpointStore
 from distrib.runtime.cluster_environment import PlacedEnvironment
 from distrib.runtime.devices import lightning_device
+from distrib.runtime.directory.run_directory import RunDirectory
 from distrib.runtime.processes import peer_gone
-from distrib.runtime.run_directory import RunDirectory
 from distrib.runtime.strategies.choose import is_sharded, make_strategy
 from distrib.stream.loader import reader_deaths
 from distrib.training.bad_lines import BadLinesReport

@@ -9,8 +9,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from distrib.errors import InputError, KetosError, PeerError
-from distrib.runtime.checkpoint_store import CheckpointStore, Kind
-from distrib.runtime.checkpoints import ABORT, STATE_KEY, checkpoint_name, model_state, step_name
+from distrib.runtime.checkpoints.contents import STATE_KEY, model_state
+from distrib.runtime.checkpoints.names import ABORT, checkpoint_name, step_name
+from distrib.runtime.checkpoints.store import CheckpointStore, Kind
 from distrib.runtime.processes import Processes
 from distrib.stream.batches import StepBatch
 from distrib.stream.loader import TrainingLoader

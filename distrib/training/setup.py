@@ -18,8 +18,8 @@ from distrib.ground_truth.network_input import NetworkInput
 from distrib.ground_truth.text import TextPipeline
 from distrib.model.coreml import refuse_unfit
 from distrib.model.weights import RecognitionModel
-from distrib.runtime.checkpoint_reader import CheckpointReader, open_checkpoint
-from distrib.runtime.checkpoints import model_from_checkpoint, run_state
+from distrib.runtime.checkpoints.contents import model_from_checkpoint, run_state
+from distrib.runtime.checkpoints.reader import CheckpointReader, open_checkpoint
 from distrib.runtime.processes import Processes
 from distrib.stream.lines import LineCollection
 from distrib.stream.loader import EvaluationLoader, TrainingLoader

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from distrib.runtime.json_lines import JsonLines
+from distrib.runtime.directory.json_lines import JsonLines
 from distrib.stream.batches import StepBatch
 from distrib.training.recognition import RecognitionModule, StepFacts
 

@@ -25,7 +25,7 @@ from PIL import ImageFile
 from distrib.cli.main import ketos
 from distrib.errors import InputError
 from distrib.ground_truth.sample import write_sample
-from distrib.runtime.run_directory import claim
+from distrib.runtime.directory.run_directory import claim
 
 SPEC = "[1,16,0,1 Cr3,3,8 Mp2,2 S1(1x0)1,3 Lbx8]"
 FEW = ["-B", "4", "-q", "fixed", "-N", "1", "-s", SPEC]

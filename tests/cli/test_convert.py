@@ -19,8 +19,8 @@ from distrib.cli.main import ketos
 from distrib.model.codec import Codec
 from distrib.model.vgsl import VGSLNetwork
 from distrib.model.weights import RecognitionModel, load_weights, save_weights
-from distrib.runtime.checkpoint_store import CheckpointFacts, CheckpointStore
-from distrib.runtime.checkpoints import STATE_KEY, model_state
+from distrib.runtime.checkpoints.contents import STATE_KEY, model_state
+from distrib.runtime.checkpoints.store import CheckpointFacts, CheckpointStore
 from distrib.runtime.processes import Processes
 from distrib.runtime.state import LocalState, Piece, state_key
 from distrib.runtime.topology import Topology

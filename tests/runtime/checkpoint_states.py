@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from distrib.runtime.checkpoint_store import CheckpointFacts, CheckpointStore
-from distrib.runtime.checkpoints import checkpoint_name
+from distrib.runtime.checkpoints.names import checkpoint_name
+from distrib.runtime.checkpoints.store import CheckpointFacts, CheckpointStore
 from distrib.runtime.processes import Processes
 from distrib.runtime.state import LocalState, Piece
 from distrib.runtime.topology import Topology

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from distrib.runtime.checkpoint_difference import differences
-from distrib.runtime.checkpoint_reader import CheckpointReader, open_checkpoint
+from distrib.runtime.checkpoints.difference import differences
+from distrib.runtime.checkpoints.reader import CheckpointReader, open_checkpoint
 from distrib.runtime.state import LocalState, Piece
 
 from .checkpoint_states import facts, saved, store_of

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from distrib.runtime import checkpoint_writing
-from distrib.runtime.checkpoint_reader import open_checkpoint
-from distrib.runtime.checkpoint_record import best, newest_valid
-from distrib.runtime.checkpoint_rows import read_rows
-from distrib.runtime.checkpoint_store import CheckpointStore
+from distrib.runtime.checkpoints import writing as checkpoint_writing
+from distrib.runtime.checkpoints.reader import open_checkpoint
+from distrib.runtime.checkpoints.record import best, newest_valid
+from distrib.runtime.checkpoints.rows import read_rows
+from distrib.runtime.checkpoints.store import CheckpointStore
 
 from .checkpoint_states import saved, store_of, tensors
 

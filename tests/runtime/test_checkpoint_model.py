@@ -12,8 +12,8 @@ from distrib.errors import InputError
 from distrib.model.codec import Codec
 from distrib.model.vgsl import VGSLNetwork, recognition_spec
 from distrib.model.weights import RecognitionModel
-from distrib.runtime.checkpoint_reader import open_checkpoint
-from distrib.runtime.checkpoints import STATE_KEY, model_from_checkpoint, model_state
+from distrib.runtime.checkpoints.contents import STATE_KEY, model_from_checkpoint, model_state
+from distrib.runtime.checkpoints.reader import open_checkpoint
 from distrib.runtime.state import WEIGHTS, LocalState, Piece, state_key
 
 from .checkpoint_states import facts, store_of

@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distrib.errors import InputError
-from distrib.runtime.checkpoint_commit import CheckpointKeeper, Order, write_part
-from distrib.runtime.checkpoint_reader import CheckpointReader, open_checkpoint, part_name
-from distrib.runtime.checkpoint_record import newest_valid
-from distrib.runtime.checkpoints import checkpoint_to_resume, is_checkpoint
+from distrib.runtime.checkpoints.commit import CheckpointKeeper, Order, write_part
+from distrib.runtime.checkpoints.contents import checkpoint_to_resume
+from distrib.runtime.checkpoints.names import is_checkpoint
+from distrib.runtime.checkpoints.reader import CheckpointReader, open_checkpoint, part_name
+from distrib.runtime.checkpoints.record import newest_valid
 from distrib.runtime.state import Piece
 
 from .checkpoint_states import facts, saved, store_of, tensors
@@ -260,7 +261,7 @@ def test_code_is_refused_and_not_executed(checkpoint: Path) -> None:
 
 def redigest(folder: Path) -> None:
     """Make checkpoint.json agree with the files, as a forger would."""
-    from distrib.runtime.checkpoint_digest import file_digest
+    from distrib.runtime.checkpoints.digest import file_digest
 
     contents = json.loads((folder / "checkpoint.json").read_text())
     for name in contents["files"]:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distrib.runtime.checkpoint_record import newest_first, to_remove
-from distrib.runtime.checkpoint_rows import (
+from distrib.runtime.checkpoints.record import newest_first, to_remove
+from distrib.runtime.checkpoints.rows import (
     RECORD,
     CheckpointFacts,
     CheckpointRow,

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from distrib.errors import PeerError, RunError
-from distrib.runtime import checkpoint_commit, checkpoint_files
-from distrib.runtime.checkpoint_reader import open_checkpoint
-from distrib.runtime.checkpoint_record import best, newest_first, newest_valid
-from distrib.runtime.checkpoint_rows import read_rows
-from distrib.runtime.checkpoint_store import CheckpointFacts, CheckpointStore
-from distrib.runtime.checkpoint_writing import plain
+from distrib.runtime.checkpoints import commit as checkpoint_commit
+from distrib.runtime.checkpoints import files as checkpoint_files
+from distrib.runtime.checkpoints.reader import open_checkpoint
+from distrib.runtime.checkpoints.record import best, newest_first, newest_valid
+from distrib.runtime.checkpoints.rows import read_rows
+from distrib.runtime.checkpoints.store import CheckpointFacts, CheckpointStore
+from distrib.runtime.checkpoints.writing import plain
 from distrib.runtime.processes import Processes
 from distrib.runtime.state import LocalState, Piece
 
@@ -215,7 +216,7 @@ def test_what_the_disk_gives_back_otherwise_is_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the checkpoint before would be removed for one that cannot be read."""
-    from distrib.runtime import checkpoint_writing
+    from distrib.runtime.checkpoints import writing as checkpoint_writing
 
     store = store_of(tmp_path, keep_last=1)
     saved(store, 1)

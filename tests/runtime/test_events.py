@@ -18,8 +18,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distrib.runtime.events import EventLog, read_events
-from distrib.runtime.json_lines import JsonLines, read_rows
+from distrib.runtime.directory.events import EventLog, read_events
+from distrib.runtime.directory.json_lines import JsonLines, read_rows
 
 FACTS = st.dictionaries(
     st.text(st.characters(codec="utf-8")),
@@ -50,7 +50,8 @@ def test_an_event_says_when_in_two_ways(tmp_path: Path) -> None:
 def test_elapsed_counts_the_imports(tmp_path: Path) -> None:
     program = (
         "import time; time.sleep(0.3)\nfrom pathlib import Path\nimport sys\n"
-        "from distrib.runtime.events import EventLog\nEventLog(Path(sys.argv[1])).append('import_done')"
+        "from distrib.runtime.directory.events import EventLog\n"
+        "EventLog(Path(sys.argv[1])).append('import_done')"
     )
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", program, tmp_path / "e"], check=True, cwd=Path(__file__).parents[2])

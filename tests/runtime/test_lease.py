@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from distrib.errors import InputError, RunError
-from distrib.runtime import lease_file
-from distrib.runtime.lease import Lease
-from distrib.runtime.lease_file import LEASE
+from distrib.runtime.directory import lease_file
+from distrib.runtime.directory.lease import Lease
+from distrib.runtime.directory.lease_file import LEASE
 
 BEAT = 0.2
 """Seconds between beats in these tests."""
@@ -26,7 +26,7 @@ PARTICIPANT = """
 import json, sys
 from pathlib import Path
 from distrib.errors import KetosError
-from distrib.runtime.lease import Lease
+from distrib.runtime.directory.lease import Lease
 lease = None
 for line in sys.stdin:
     what, directory, steal = json.loads(line)
@@ -95,7 +95,7 @@ def start() -> Iterator[Callable[[], Participant]]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is damaged is looked at again for half a second, which here never helps."""
     monkeypatch.setattr(lease_file, "_TRY_AGAIN", (0.001, 0.001))
-    monkeypatch.setattr("distrib.runtime.lease._TRY_AGAIN", (0.01,))
+    monkeypatch.setattr("distrib.runtime.directory.lease._TRY_AGAIN", (0.01,))
 
 
 def acquire(directory: Path, *, steal: bool = False, **environ: str) -> Lease:
@@ -277,7 +277,7 @@ def test_a_lease_is_not_stolen_from_a_run_that_beats(
     """By its beats alone, as if it were on another machine whose processes cannot be asked."""
     other = start()
     assert other.ask("acquire", tmp_path) == "done"
-    monkeypatch.setattr("distrib.runtime.lease._has_ended", lambda found: False)
+    monkeypatch.setattr("distrib.runtime.directory.lease._has_ended", lambda found: False)
     with pytest.raises(InputError, match=f"process {other.process.pid} .* gives signs of life"):
         acquire(tmp_path, steal=True)
     assert other.ask("check", tmp_path) == "done"

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distrib.runtime import lease_file
-from distrib.runtime.lease_file import LEASE, Holder, LeaseFile, lease_in_force
+from distrib.runtime.directory import lease_file
+from distrib.runtime.directory.lease_file import LEASE, Holder, LeaseFile, lease_in_force
 
 
 class Crash(BaseException):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from distrib.errors import InputError, PeerError, RunError
-from distrib.runtime.lease_file import LEASE
-from distrib.runtime.run_directory import claim, holds_checkpoints
+from distrib.runtime.directory.lease_file import LEASE
+from distrib.runtime.directory.run_directory import claim, holds_checkpoints
 
 
 def fail(
@@ -131,7 +131,7 @@ def test_what_is_no_checkpoint_is_in_nobodys_way(tmp_path: Path) -> None:
 
 def test_a_run_that_was_robbed_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is new in the directory may be its successor's."""
-    monkeypatch.setattr("distrib.runtime.lease._TRY_AGAIN", ())
+    monkeypatch.setattr("distrib.runtime.directory.lease._TRY_AGAIN", ())
 
     def rob() -> None:
         (tmp_path / "run" / LEASE).unlink()

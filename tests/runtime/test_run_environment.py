@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from distrib.runtime import repository
-from distrib.runtime.repository import repositories_of
-from distrib.runtime.run_environment import (
+from distrib.runtime.directory import repository
+from distrib.runtime.directory.repository import repositories_of
+from distrib.runtime.directory.run_environment import (
     ENVIRONMENT,
     describe_environment,
     without_secrets,

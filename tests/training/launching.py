@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from distrib.runtime.checkpoint_reader import CheckpointReader, open_checkpoint
-from distrib.runtime.checkpoints import STATE_KEY
+from distrib.runtime.checkpoints.contents import STATE_KEY
+from distrib.runtime.checkpoints.reader import CheckpointReader, open_checkpoint
 
 WAIT_SECONDS = 240.0
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from distrib.runtime.checkpoint_reader import open_checkpoint
-from distrib.runtime.checkpoint_record import newest_first
-from distrib.runtime.checkpoints import STATE_KEY
+from distrib.runtime.checkpoints.contents import STATE_KEY
+from distrib.runtime.checkpoints.reader import open_checkpoint
+from distrib.runtime.checkpoints.record import newest_first
 from distrib.stream.ledger_report import verify_ledger
 
 from .comparing import DECODING, LOSS, STEPS_AN_EPOCH, at, checkpoints, differences, kinds, training

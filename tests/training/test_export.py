@@ -21,9 +21,9 @@ from distrib.model.codec import Codec
 from distrib.model.safetensors_file import write_entries
 from distrib.model.vgsl import VGSLNetwork
 from distrib.model.weights import RecognitionModel, load_weights, save_weights
-from distrib.runtime.checkpoint_commit import CheckpointKeeper, Order, write_file, write_part
-from distrib.runtime.checkpoint_rows import CheckpointFacts, Kind
-from distrib.runtime.checkpoints import STATE_KEY, model_state
+from distrib.runtime.checkpoints.commit import CheckpointKeeper, Order, write_file, write_part
+from distrib.runtime.checkpoints.contents import STATE_KEY, model_state
+from distrib.runtime.checkpoints.rows import CheckpointFacts, Kind
 from distrib.runtime.processes import Processes
 from distrib.runtime.state import Piece, state_key
 from distrib.runtime.topology import Topology

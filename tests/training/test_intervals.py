@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from distrib.runtime.checkpoint_names import is_run_name
-from distrib.runtime.checkpoint_reader import open_checkpoint
-from distrib.runtime.checkpoint_record import best
-from distrib.runtime.checkpoints import STATE_KEY
+from distrib.runtime.checkpoints.contents import STATE_KEY
+from distrib.runtime.checkpoints.names import is_run_name
+from distrib.runtime.checkpoints.reader import open_checkpoint
+from distrib.runtime.checkpoints.record import best
 from distrib.stream.ledger_report import verify_ledger
 
 from .comparing import STEPS_AN_EPOCH, at, checkpoints, differences, training

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from distrib.runtime.checkpoint_record import newest_first
+from distrib.runtime.checkpoints.record import newest_first
 from distrib.stream.ledger_report import verify_ledger
 
 from .comparing import STEPS_AN_EPOCH, at, checkpoints, differences, kinds, training

@@ -12,7 +12,7 @@ import torch
 
 from distrib.config.sections import Train
 from distrib.errors import InputError
-from distrib.runtime.checkpoint_reader import open_checkpoint
+from distrib.runtime.checkpoints.reader import open_checkpoint
 from distrib.training.changed_options import ChangedOptions, refuse_changed_model
 
 from .conftest import TINY_SPEC, ketos

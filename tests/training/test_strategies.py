@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distrib.runtime.checkpoint_reader import open_checkpoint
+from distrib.runtime.checkpoints.reader import open_checkpoint
 
 from .conftest import ketos
 from .launching import rows, run

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import nn
 
-from distrib.runtime.checkpoint_reader import CheckpointReader, open_checkpoint
-from distrib.runtime.checkpoint_store import CheckpointFacts, CheckpointStore
-from distrib.runtime.checkpoints import STATE_KEY
+from distrib.runtime.checkpoints.contents import STATE_KEY
+from distrib.runtime.checkpoints.reader import CheckpointReader, open_checkpoint
+from distrib.runtime.checkpoints.store import CheckpointFacts, CheckpointStore
 from distrib.runtime.state import LocalState, StateReader
 
 if TYPE_CHECKING:

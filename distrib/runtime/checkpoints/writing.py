@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from distrib.errors import RunError
-from distrib.runtime.checkpoint_container import FORMAT
-from distrib.runtime.checkpoint_digest import file_checksum, new_digest
+from distrib.runtime.checkpoints.container import FORMAT
+from distrib.runtime.checkpoints.digest import file_checksum, new_digest
 
 _CHUNK = 1 << 20
 """Bytes hashed and written at once, while the interpreter is free for the training thread."""

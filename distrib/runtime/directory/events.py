@@ -7,8 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from distrib.runtime.json_lines import JsonLines, read_rows
-from distrib.runtime.machine import process_age
+from distrib.runtime.directory.json_lines import JsonLines, read_rows
+from distrib.runtime.directory.machine import process_age
 
 EVENTS: Final = "events.jsonl"
 

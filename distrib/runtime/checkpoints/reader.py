@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from distrib.errors import InputError
-from distrib.runtime.checkpoint_container import (
+from distrib.runtime.checkpoints.container import (
     FORMAT,
     dense,
     foreign,
@@ -27,9 +27,9 @@ from distrib.runtime.checkpoint_container import (
     refuse_damaged,
     refuse_irregular,
 )
-from distrib.runtime.checkpoint_digest import file_digest
-from distrib.runtime.checkpoint_names import CONTENTS
-from distrib.runtime.checkpoint_rows import CheckpointFacts, CheckpointRow, read_rows
+from distrib.runtime.checkpoints.digest import file_digest
+from distrib.runtime.checkpoints.names import CONTENTS
+from distrib.runtime.checkpoints.rows import CheckpointFacts, CheckpointRow, read_rows
 
 COMMON = "common.ckpt"
 """The file of a folder checkpoint that holds what is no tensor."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distrib.errors import InputError
-from distrib.runtime.checkpoint_names import ABORT, LAST
-from distrib.runtime.checkpoint_reader import open_checkpoint
-from distrib.runtime.checkpoint_rows import CheckpointFacts, CheckpointRow, read_rows
+from distrib.runtime.checkpoints.names import ABORT, LAST
+from distrib.runtime.checkpoints.reader import open_checkpoint
+from distrib.runtime.checkpoints.rows import CheckpointFacts, CheckpointRow, read_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from distrib.errors import KetosError, RunError
 from distrib.files import write_error
-from distrib.runtime.checkpoint_commit import CheckpointKeeper, Order, Saved, write_file, write_part
-from distrib.runtime.checkpoint_files import aside_path, remove
-from distrib.runtime.checkpoint_rows import CheckpointFacts, Kind
-from distrib.runtime.checkpoint_writing import plain
-from distrib.runtime.host_copies import HostCopies
+from distrib.runtime.checkpoints.commit import CheckpointKeeper, Order, Saved, write_file, write_part
+from distrib.runtime.checkpoints.files import aside_path, remove
+from distrib.runtime.checkpoints.host_copies import HostCopies
+from distrib.runtime.checkpoints.rows import CheckpointFacts, Kind
+from distrib.runtime.checkpoints.writing import plain
 from distrib.runtime.processes import Processes
 from distrib.runtime.state import LocalState, Piece
 

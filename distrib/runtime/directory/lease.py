@@ -14,8 +14,8 @@ from typing import Final, NoReturn
 
 from distrib.errors import InputError, RunError
 from distrib.files import write_error
-from distrib.runtime.lease_file import LEASE, FoundLease, Holder, LeaseFile, lease_in_force
-from distrib.runtime.machine import this_process
+from distrib.runtime.directory.lease_file import LEASE, FoundLease, Holder, LeaseFile, lease_in_force
+from distrib.runtime.directory.machine import this_process
 
 INTERVAL: Final = 5.0
 """Seconds between beats."""

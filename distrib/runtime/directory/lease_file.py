@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from distrib.runtime.machine import ProcessIdentity, this_process, user_name
+from distrib.runtime.directory.machine import ProcessIdentity, this_process, user_name
 
 LEASE: Final = "lease.json"
 _PREFIX: Final = ".lease."

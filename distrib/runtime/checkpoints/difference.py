@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from distrib.runtime.checkpoint_reader import CheckpointReader
+from distrib.runtime.checkpoints.reader import CheckpointReader
 
 
 def differences(one: CheckpointReader, other: CheckpointReader) -> list[str]:

@@ -17,8 +17,8 @@ from typing import Any, Final
 import torch
 
 from distrib.files import written_whole
-from distrib.runtime.machine import user_name
-from distrib.runtime.repository import repositories_of
+from distrib.runtime.directory.machine import user_name
+from distrib.runtime.directory.repository import repositories_of
 from distrib.runtime.topology import Topology
 
 ENVIRONMENT: Final = "environment.json"

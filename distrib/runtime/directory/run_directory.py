@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from distrib.errors import InputError, KetosError
-from distrib.runtime.lease import INTERVAL, Lease
+from distrib.runtime.directory.lease import INTERVAL, Lease
 
 CHECKPOINTS: Final = ("checkpoint_*.ckpt", "step_*.ckpt", "last.ckpt")
 """Names of files, folders and links by which a directory is known to hold a run's work."""

@@ -1,4 +1,4 @@
-"""What a run needs of checkpoints besides writing them: names, the one to resume from, the model inside."""
+"""What a run finds in checkpoints: the one to resume from, its own state, the model."""
 
 from __future__ import annotations
 
@@ -12,23 +12,10 @@ from distrib.errors import InputError
 from distrib.model.codec import Codec
 from distrib.model.vgsl import VGSLNetwork
 from distrib.model.weights import RecognitionModel
-from distrib.runtime.checkpoint_names import ABORT, LAST, checkpoint_name, is_checkpoint, step_name
-from distrib.runtime.checkpoint_reader import CheckpointReader, open_checkpoint
-from distrib.runtime.checkpoint_record import newest_valid
+from distrib.runtime.checkpoints.names import is_checkpoint
+from distrib.runtime.checkpoints.reader import CheckpointReader, open_checkpoint
+from distrib.runtime.checkpoints.record import newest_valid
 from distrib.runtime.state import WEIGHTS, state_key
-
-__all__ = [
-    "ABORT",
-    "LAST",
-    "STATE_KEY",
-    "checkpoint_name",
-    "checkpoint_to_resume",
-    "is_checkpoint",
-    "model_from_checkpoint",
-    "model_state",
-    "run_state",
-    "step_name",
-]
 
 STATE_KEY = "ketos"
 """Where our own state stands among Lightning's in a checkpoint."""

@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from distrib.errors import InputError, RunError
-from distrib.runtime.checkpoint_container import FORMAT
-from distrib.runtime.checkpoint_digest import file_digest
-from distrib.runtime.checkpoint_files import (
+from distrib.runtime.checkpoints.container import FORMAT
+from distrib.runtime.checkpoints.digest import file_digest
+from distrib.runtime.checkpoints.files import (
     last_name,
     point_last,
     publish,
@@ -24,11 +24,11 @@ from distrib.runtime.checkpoint_files import (
     remove_leftovers,
     sync_folder,
 )
-from distrib.runtime.checkpoint_names import ABORT, CONTENTS, is_run_name
-from distrib.runtime.checkpoint_reader import COMMON, open_checkpoint, part_name
-from distrib.runtime.checkpoint_record import newest_first, to_remove
-from distrib.runtime.checkpoint_rows import CheckpointFacts, CheckpointRow, append_row, read_rows
-from distrib.runtime.checkpoint_writing import Written, write_bytes, write_container
+from distrib.runtime.checkpoints.names import ABORT, CONTENTS, is_run_name
+from distrib.runtime.checkpoints.reader import COMMON, open_checkpoint, part_name
+from distrib.runtime.checkpoints.record import newest_first, to_remove
+from distrib.runtime.checkpoints.rows import CheckpointFacts, CheckpointRow, append_row, read_rows
+from distrib.runtime.checkpoints.writing import Written, write_bytes, write_container
 from distrib.runtime.state import Piece
 
 

@@ -10,7 +10,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from distrib.runtime.checkpoint_names import LAST
+from distrib.runtime.checkpoints.names import LAST
 
 _ASIDE = re.compile(r"\..+\.ckpt\.[0-9a-f]+\.part")
 _REPLACED = ".replaced.ckpt"

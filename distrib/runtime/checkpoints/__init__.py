@@ -1,0 +1,1 @@
+"""Checkpoints: written whole in the background, on record, verified, read by any strategy."""

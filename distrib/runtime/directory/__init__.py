@@ -1,0 +1,1 @@
+"""The run directory: one writer at a time, and what it keeps of what happened where."""
