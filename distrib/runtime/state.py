@@ -65,3 +65,13 @@ class StateReader(Protocol):
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Elements ``start`` to ``stop`` (None: the end) of a tensor flattened row by row, (n,)."""
+
+
+def kinds_by_parameter(reader: StateReader) -> dict[str, list[str]]:
+    """What the optimizer has kept of each parameter, by names such as ``exp_avg``."""
+    found: dict[str, list[str]] = {}
+    for key in reader.shapes:
+        kind, _, parameter = key.partition("/")
+        if kind != WEIGHTS:
+            found.setdefault(parameter, []).append(kind)
+    return found

@@ -337,5 +337,5 @@ def _unpack(value: Any) -> npt.NDArray[np.uint8] | None:
         if len(pixels) != size or not stream.eof:
             return None
         return np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
-    except (struct.error, zlib.error, TypeError, IndexError):
+    except (struct.error, zlib.error, TypeError, IndexError, OverflowError):
         return None

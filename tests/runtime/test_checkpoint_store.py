@@ -389,3 +389,14 @@ def test_somebody_elses_files_are_left_alone(tmp_path: Path) -> None:
         saved(store, step, step / 10)
     assert mine.exists()
     assert (tmp_path / ".notes.part").exists()
+
+
+def test_last_follows_a_checkpoint_whose_run_was_killed_before_it_did(tmp_path: Path) -> None:
+    """A run with nothing left to do would leave an older state under that name for good."""
+    store = store_of(tmp_path)
+    older, newest = saved(store, 1, 0.25), saved(store, 2, 0.75)
+    last = tmp_path / "last.ckpt"
+    last.unlink()
+    last.hardlink_to(older)
+    store_of(tmp_path)
+    assert last.samefile(newest)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -62,6 +62,7 @@ def test_packing_keeps_pixels_and_shape(array):
     assert (unpacked == array).all()
 
 
+@example(junk=b"\x03" + b"\1\0\0\0" * 2 + b"\0\0\0\xff", cut=0, place=0, flip=1)
 @given(
     junk=st.binary(max_size=60), cut=st.integers(0, 40), place=st.integers(0, 40), flip=st.integers(1, 255)
 )

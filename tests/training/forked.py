@@ -26,7 +26,13 @@ from typing import Any, Literal
 
 WAIT_SECONDS = 240.0
 
-_LOADED = ("distrib.cli.main", "distrib.training.run", "distrib.training.setup", "distrib.cli.compiling")
+_LOADED = (
+    "distrib.cli.main",
+    "distrib.cli.compiling",
+    "distrib.training.run",
+    "distrib.training.setup",
+    "distrib.runtime.strategies.plain",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -161,8 +161,14 @@ def test_processes_that_share_the_state_save_nothing_without_each_other(
 @pytest.mark.parametrize(
     ("processes", "harm", "step"),
     [
-        pytest.param(1, at(3, "term"), 3, id="in a step"),
-        pytest.param(1, at(STEPS_AN_EPOCH, "term"), STEPS_AN_EPOCH, id="in an epoch's last step"),
+        pytest.param(1, at(3, "term"), 3, id="in a step", marks=pytest.mark.slow),
+        pytest.param(
+            1,
+            at(STEPS_AN_EPOCH, "term"),
+            STEPS_AN_EPOCH,
+            id="in an epoch's last step",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(1, at(NEXT_EPOCH, "term"), NEXT_EPOCH, id="in an epoch's first step"),
         pytest.param(1, at(4, "term", place=DECODING), 6, id="in a validation"),
         pytest.param(2, at(3, "term", rank=1), 3, id="to one of two"),

@@ -24,7 +24,7 @@ _BY_PIXELS = ("-B", 0, "--batch-pixels", 5000)
 @pytest.mark.parametrize(
     ("processes", "epochs", "options"),
     [
-        pytest.param(1, 2, ["-F", 0.3], id="inside epochs"),
+        pytest.param(1, 2, ["-F", 0.3], id="inside epochs", marks=pytest.mark.slow),
         pytest.param(1, 3, ["-F", 2, "--save-steps", 4], id="every other epoch, and by steps"),
         pytest.param(1, 2, [*_BY_PIXELS, "-F", 0.3, "--save-steps", 2], id="by pixels, in part of an epoch"),
         pytest.param(1, 2, ["-F", 1], id="epochs", marks=pytest.mark.slow),
@@ -58,8 +58,8 @@ def test_a_run_killed_again_and_again_is_the_run_that_was_not(
     ("options", "validation"),
     [
         pytest.param(["-F", 0.6], 2, id="a part of an epoch"),  # after steps 5 and 10
-        pytest.param([*_BY_PIXELS, "-F", 1], 1, id="the next epoch of another length"),
-        pytest.param(["-F", 2], 2, id="the last epoch, out of turn"),
+        pytest.param([*_BY_PIXELS, "-F", 1], 1, id="epochs of other lengths", marks=pytest.mark.slow),
+        pytest.param(["-F", 2], 2, id="the last epoch, out of turn", marks=pytest.mark.slow),
         pytest.param([*_BY_PIXELS, "-F", 2], 1, id="by pixels", marks=pytest.mark.slow),
     ],
 )
@@ -84,7 +84,7 @@ def test_the_last_steps_of_an_epoch_are_kept_though_no_validation_follows(
     server: Server, lines_arrow: Path, tmp_path: Path, freq: float
 ) -> None:
     directory = tmp_path / "run"
-    server.start(*training(lines_arrow, directory, "-F", freq), harm=at(STEPS_AN_EPOCH + 1, "kill")).wait()
+    server.start(*training(lines_arrow, directory, "-F", freq), harm=at(STEPS_AN_EPOCH + 1, "raise")).wait()
     reader = open_checkpoint(directory / f"step_{STEPS_AN_EPOCH:08}.ckpt")
     position = reader.common[STATE_KEY]["stream"]
     assert (position["epoch"], position["step"], position["number"]) == (1, 0, STEPS_AN_EPOCH)

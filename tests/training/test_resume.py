@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from distrib.runtime.checkpoints.contents import STATE_KEY
+from distrib.runtime.checkpoints.reader import open_checkpoint
 from distrib.runtime.checkpoints.record import newest_first
 from distrib.stream.ledger_report import verify_ledger
 
@@ -84,7 +86,7 @@ def test_auto_starts_a_run_and_goes_on_with_one(
     assert (directory / "steps.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_broken_newest_checkpoint_is_reported_and_the_one_before_is_taken(
     server: Server, done: Path, tmp_path: Path, processes: int
 ) -> None:
@@ -102,7 +104,7 @@ def test_a_broken_newest_checkpoint_is_reported_and_the_one_before_is_taken(
         assert unlike(done / "last.ckpt", directory / "last.ckpt") == []
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(
     server: Server, done: Path, lines_arrow: Path, tmp_path: Path, processes: int
 ) -> None:
@@ -137,12 +139,13 @@ def test_an_older_checkpoint_makes_the_newer_ones_history(
     directory, every = tmp_path / "run", ["--save-steps", 4, "--keep-last", 9]
     server.run(*training(lines_arrow, directory, *every))
     older = directory / "step_00000004.ckpt"
-    server.start("train", "--resume", older, harm=at(6, "kill")).wait()
-    assert newest_first(directory)[0].path.name == "step_00000008.ckpt"
-    assert (directory / "last.ckpt").samefile(directory / "step_00000008.ckpt")
+    # Its first checkpoint is written then, and the second is or is not.
+    server.start("train", "--resume", older, harm=at(STEPS_AN_EPOCH - 3, "kill")).wait()
+    newest = newest_first(directory)[0].path
+    assert open_checkpoint(newest).common[STATE_KEY]["facts"]["step"] in (8, STEPS_AN_EPOCH)
     server.run("train", "--resume", directory)
     resumed = [row["checkpoint"] for row in rows(directory / "events.jsonl") if row["event"] == "resume"]
-    assert resumed == [str(older), str(directory / "step_00000008.ckpt")]
+    assert resumed == [str(older), str(newest)]
     assert differences(done, directory) == []
 
 
@@ -230,7 +233,7 @@ def test_a_changed_batch_is_accepted_anyway_from_the_start_of_an_epoch(
     server: Server, lines_arrow: Path, tmp_path: Path
 ) -> None:
     directory = tmp_path / "run"
-    server.start(*training(lines_arrow, directory, "-F", 0.3), harm=at(5, "kill")).wait()
+    server.start(*training(lines_arrow, directory), harm=at(5, "term")).wait()
     server.run("train", "--resume", directory, "--global-batch-size", 3, "--resume-anyway")
     report = verify_ledger(directory / "ledger")
     # The epoch that was broken off stays so; the one begun anew is whole.

@@ -24,7 +24,7 @@ from distrib.runtime.checkpoints.files import (
     remove_leftovers,
     sync_folder,
 )
-from distrib.runtime.checkpoints.names import ABORT, CONTENTS, is_run_name
+from distrib.runtime.checkpoints.names import ABORT, CONTENTS, LAST, is_run_name
 from distrib.runtime.checkpoints.reader import COMMON, open_checkpoint, part_name
 from distrib.runtime.checkpoints.record import newest_first, to_remove
 from distrib.runtime.checkpoints.rows import CheckpointFacts, CheckpointRow, append_row, read_rows
@@ -118,6 +118,7 @@ class CheckpointKeeper:
                 self._append({"removed": name, "time": time.time()})
                 del self._rows[name]
         self._record_newest()
+        self._mend_last()
         return secrets.token_hex(4)
 
     def commit(self, order: Order, written: Written) -> Saved:
@@ -192,6 +193,17 @@ class CheckpointKeeper:
             del self._rows[name]
             removed.append(name)
         return removed
+
+    def _mend_last(self) -> None:
+        """Let ``last.ckpt`` stand for the newest where a run was killed before it did."""
+        regular = [name for name in self._rows if name != ABORT]
+        newest = self._directory / regular[-1] if regular else None
+        if newest is None or not newest.exists():
+            return
+        with suppress(OSError):
+            last = newest.with_name(LAST)
+            if not last.exists() or not last.samefile(newest):
+                point_last(newest)
 
     def _record_newest(self) -> None:
         """Record a checkpoint that had its name when its run was killed, but not yet its row."""

@@ -25,7 +25,7 @@ from distrib.errors import InputError
 from distrib.model.layers import Layer
 from distrib.model.vgsl import VGSLNetwork
 from distrib.runtime.devices import torch_device
-from distrib.runtime.state import WEIGHTS, LocalState, Piece, StateReader, state_key
+from distrib.runtime.state import WEIGHTS, LocalState, Piece, StateReader, kinds_by_parameter, state_key
 from distrib.runtime.strategies.base import StateKeeping
 from distrib.runtime.strategies.plain import group_settings
 
@@ -241,11 +241,7 @@ class FullySharded(StateKeeping, ModelParallelStrategy):
         for group, saved in zip(optimizer.param_groups, reader.groups, strict=True):
             group.update(saved)
         names = {shard.rows: name for name, shard in self._shards.items()}
-        kinds: dict[str, list[str]] = {}
-        for key in reader.shapes:
-            kind, _, name = key.partition("/")
-            if kind != WEIGHTS:
-                kinds.setdefault(name, []).append(kind)
+        kinds = kinds_by_parameter(reader)
         optimizer.state.clear()
         for group in optimizer.param_groups:
             # Numbers such as Adam's step stay on the CPU, except where they are wanted beside the rows.

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from distrib.runtime.state import WEIGHTS, LocalState, Piece, StateReader, state_key
+from distrib.runtime.state import WEIGHTS, LocalState, Piece, StateReader, kinds_by_parameter, state_key
 from distrib.runtime.strategies.base import StateKeeping
 
 if TYPE_CHECKING:
@@ -73,15 +73,11 @@ def load_whole_state(network: nn.Module, optimizer: Optimizer, reader: StateRead
             tensor.copy_(_whole(reader, state_key(WEIGHTS, name)))
     names = {parameter: name for name, parameter in network.named_parameters()}
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    kept: dict[str, list[str]] = {}
-    for key in reader.shapes:
-        kind, _, name = key.partition("/")
-        kept.setdefault(name, []).append(kind)
+    kept = kinds_by_parameter(reader)
     state = {}
     for number, parameter in enumerate(parameters):
         name = names[parameter]
-        kinds = [kind for kind in kept.get(name, []) if kind != WEIGHTS]
-        if kinds:
+        if kinds := kept.get(name):
             state[number] = {kind: _whole(reader, state_key(kind, name)).clone() for kind in kinds}
     groups = optimizer.state_dict()["param_groups"]
     for group, saved in zip(groups, reader.groups, strict=True):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distrib.errors import InputError
-from distrib.runtime.state import WEIGHTS, LocalState, Piece, StateReader, state_key
+from distrib.runtime.state import WEIGHTS, LocalState, Piece, StateReader, kinds_by_parameter, state_key
 from distrib.runtime.strategies.plain import group_settings
 
 
@@ -140,13 +140,10 @@ def load_state(zero: Any, network: nn.Module, reader: StateReader) -> None:
     for name, tensor in network.state_dict().items():
         if name not in trained:
             tensor.copy_(_read(reader, WEIGHTS, name, tuple(tensor.shape)).reshape(tensor.shape))
-    kinds: dict[str, set[str]] = {}
-    for key in reader.shapes:
-        kind, _, name = key.partition("/")
-        kinds.setdefault(name, set()).add(kind)
+    kinds = kinds_by_parameter(reader)
     for flat in flats:
         _fill(flat, flat.weights.detach(), WEIGHTS, reader)
-        kept = sorted({kind for name in flat.parameters for kind in kinds.get(name, ())} - {WEIGHTS})
+        kept = sorted({kind for name in flat.parameters for kind in kinds.get(name, ())})
         zero.optimizer.state.pop(flat.weights, None)
         if kept:
             zero.optimizer.state[flat.weights] = {kind: _loaded(flat, kind, reader) for kind in kept}
