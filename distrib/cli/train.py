@@ -78,6 +78,7 @@ def _train(globals_: Globals, options: Train, processes: Processes, claimed: Run
 
     tell("start", {"processes": processes.topology.world_size, "strategy": options.strategy})
     from distrib.runtime.checkpoints.contents import checkpoint_to_resume
+    from distrib.runtime.checkpoints.record import go_on_from
     from distrib.training.bad_lines import BAD_LINES
     from distrib.training.run import fit
     from distrib.training.setup import prepare, refuse_unlike_processes
@@ -87,6 +88,8 @@ def _train(globals_: Globals, options: Train, processes: Processes, claimed: Run
     resume_from = None
     if resume is not None:
         resume_from = processes.on_first(lambda: checkpoint_to_resume(resume, report=_note))
+        if claimed is not None and _goes_on_in_place(options):
+            go_on_from(resume_from)
         tell("resume", {"checkpoint": str(resume_from)})
     collections = _collections(globals_, options, processes)
     run = processes.agree(

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from distrib.config.experiment import dump_experiment, stored_options
 from distrib.config.sections import Train
-from distrib.errors import InputError, RunError
+from distrib.errors import InputError, KetosError, RunError
 from distrib.runtime.checkpoints.reader import open_checkpoint
 from distrib.runtime.checkpoints.record import best, newest_first
 from distrib.runtime.checkpoints.store import CheckpointStore
@@ -116,10 +116,12 @@ def fit(run: PreparedRun, *, claimed: RunDirectory | None, on_event: OnEvent) ->
         processes.stop(_ended(directory, "Interrupted"))
     except SystemExit:  # how Lightning ends on Ctrl-C
         raise _ended(directory, "Interrupted") from None
-    except RuntimeError as error:
-        if not (processes.several and peer_gone(error)):
-            raise
-        what = "Another process of this job has ended or does not answer, as it or its launcher says"
+    except (KetosError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever it is, its user is told what was saved
+        what = f"Unexpected {type(error).__name__}: {error} (ketos -vv shows where)"
+        if processes.several and isinstance(error, RuntimeError) and peer_gone(error):
+            what = "Another process of this job has ended or does not answer, as it or its launcher says"
         raise _ended(directory, what) from error
     finally:
         store.close()
@@ -227,7 +229,7 @@ def _ended(directory: Path, what: str) -> RunError:
     saved = newest_first(directory)
     if saved:
         return RunError(f"{what}; go on from {saved[0].path.name} with `ketos train --resume {directory}`.")
-    return RunError(f"{what} before the first checkpoint; there is nothing to go on from.")
+    return RunError(f"{what}. Nothing had been saved yet: start again.")
 
 
 def _quiet_lightning(*, verbose: bool) -> None:

@@ -21,7 +21,8 @@ _FLUSH_SECONDS = 2.0
 
 class StepLog(Callback):
     """Writes ``steps.jsonl``: for each global step its number in the run, epoch, mean loss over its lines,
-    lines, unusable lines, real over padded columns, seconds, and seconds waited for data.
+    lines, unusable lines, real over padded columns, whether it was skipped for want of a finite gradient,
+    seconds, and seconds waited for data.
 
     All but the times are over all processes. A step that was done again after a kill stands there twice,
     the later one being the one that counts.
@@ -98,4 +99,5 @@ def _row(batch: StepBatch, facts: StepFacts) -> dict[str, Any]:
         "lines": facts.lines,
         "bad": facts.bad,
         "fill": round(facts.columns / max(facts.padded_columns, 1), 4),
+        **({"skipped": True} if facts.skipped else {}),
     }

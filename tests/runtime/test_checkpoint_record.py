@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distrib.runtime.checkpoints.record import newest_first, to_remove
+from distrib.runtime.checkpoints.record import go_on_from, newest_first, to_remove
 from distrib.runtime.checkpoints.rows import (
     RECORD,
     CheckpointFacts,
@@ -18,6 +18,8 @@ from distrib.runtime.checkpoints.rows import (
     append_row,
     read_rows,
 )
+
+from .checkpoint_states import saved, store_of
 
 KINDS = ("validation", "interval", "stop", "abort")
 
@@ -160,3 +162,16 @@ def test_rows_come_back_as_written(tmp_path: Path) -> None:
     recorded(tmp_path, written)
     assert read_rows(tmp_path) == {"a.ckpt": written}
     assert set(json.loads((tmp_path / RECORD).read_text())) >= {"name", "kind", "step", "score", "digest"}
+
+
+def test_what_was_written_after_the_checkpoint_gone_on_from_is_history(tmp_path: Path) -> None:
+    """Else a run killed before its first new save would go on in the history that it had left."""
+    store = store_of(tmp_path)
+    older, newer = saved(store, 1, 0.25), saved(store, 2, 0.75)
+    go_on_from(older)
+    assert [each.path for each in newest_first(tmp_path)] == [older, newer]
+    go_on_from(tmp_path / "last.ckpt")
+    assert [each.path for each in newest_first(tmp_path)] == [newer, older]
+    rows = (tmp_path / "checkpoints.jsonl").read_bytes()
+    go_on_from(newer)
+    assert (tmp_path / "checkpoints.jsonl").read_bytes() == rows

@@ -9,7 +9,7 @@ from pathlib import Path
 from distrib.errors import InputError
 from distrib.runtime.checkpoints.names import ABORT, LAST
 from distrib.runtime.checkpoints.reader import open_checkpoint
-from distrib.runtime.checkpoints.rows import CheckpointFacts, CheckpointRow, read_rows
+from distrib.runtime.checkpoints.rows import CheckpointFacts, CheckpointRow, append_row, read_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,17 @@ def newest_valid(directory: Path, *, report: Callable[[str], None]) -> Path | No
         else:
             return each.path
     return None
+
+
+def go_on_from(path: Path) -> None:
+    """Put a checkpoint on record as the newest of its directory: what was written after it is history.
+
+    Raises OSError where the record cannot be written.
+    """
+    rows = list(read_rows(path.parent).values())
+    row = next((row for row in reversed(rows) if _same(path.parent / row.name, path)), None)
+    if row is not None and row is not rows[-1]:
+        append_row(path.parent, row.json())
 
 
 def best(directory: Path) -> list[ScoredCheckpoint]:
