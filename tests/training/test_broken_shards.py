@@ -132,6 +132,7 @@ def test_damaged_lines_are_left_out_and_named_exactly(kind: str, shards: Path, t
     assert f"{len(bad)} lines could not be used" in done.stderr
 
 
+@pytest.mark.slow
 def test_three_processes_name_the_same_lines_and_outlive_a_shard_deleted_meanwhile(
     shards: Path, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def _check_ledger(directory: Path, epochs: int) -> None:
         assert epoch["complete"], epoch
 
 
+@pytest.mark.slow
 def test_two_processes_walk_the_loss_curve_of_one(lines_arrow: Path, tmp_path: Path) -> None:
     for world_size in (1, 2):
         options = _options(lines_arrow, tmp_path / str(world_size), "-s", SPEC_WITHOUT_DROPOUT)

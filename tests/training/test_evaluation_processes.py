@@ -126,6 +126,7 @@ def assert_same_report(processes: int, words: Sequence[object], folder: Path) ->
     return one.output
 
 
+@pytest.mark.slow
 def test_three_processes_print_what_one_prints_of_damaged_data(
     weights: Path, damaged: Path, tmp_path: Path
 ) -> None:

@@ -18,6 +18,9 @@ from distrib.training.changed_options import ChangedOptions, refuse_changed_mode
 from .conftest import TINY_SPEC, ketos
 
 
+pytestmark = pytest.mark.xdist_group("resume options")
+
+
 @pytest.fixture(scope="module")
 def begun(lines_arrow: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one epoch."""
