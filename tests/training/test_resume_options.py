@@ -17,7 +17,6 @@ from distrib.training.changed_options import ChangedOptions, refuse_changed_mode
 
 from .conftest import TINY_SPEC, ketos
 
-
 pytestmark = pytest.mark.xdist_group("resume options")
 
 
