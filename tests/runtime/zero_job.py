@@ -220,6 +220,7 @@ def train(run: Run, folder: Path, topology: Topology) -> None:
     )
     trainer.fit(module, range(run.first, run.last), range(2))
     torch.save(vars(module.outcome), folder / f"{run.name}.{topology.rank}.pt")
+    dist.barrier()  # the next run may begin with what all have written
 
 
 def train_plainly(run: Run, folder: Path) -> None:
