@@ -180,8 +180,15 @@ class Drill:
 
     @property
     def enough(self) -> bool:
-        """Whether there have been enough kills, and enough of them inside a save."""
-        return len(self.killed) >= self.kills and self.inside >= INSIDE * len(self.killed)
+        """Whether there have been enough kills, of all processes at once too, and enough inside a save."""
+        of_all = self._kinds >= {"SIGKILL of the whole group", "SIGKILL of the launcher"}
+        return of_all and len(self.killed) >= self.kills and self.inside >= INSIDE * len(self.killed)
+
+    @property
+    def _kinds(self) -> set[str]:
+        # A job of one process is its own launcher.
+        alone = {"SIGKILL of the launcher"} if self._processes == 1 else set()
+        return {hurt.kind for hurt in self.killed} | alone
 
     def go(self) -> None:
         """Run after run until there have been enough kills."""

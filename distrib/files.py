@@ -86,7 +86,7 @@ class AsideFile:
         os.fsync(self.file.fileno())
         self.file.close()
         self._aside.replace(self.path)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
 
     def __enter__(self) -> AsideFile:
         return self
@@ -117,7 +117,8 @@ def _create(path: Path) -> tuple[Path, BinaryIO]:
     return aside, aside.open("x+b", buffering=1 << 20)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk."""
     # Some network file systems cannot flush folders; the rename has happened all the same.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -156,6 +156,10 @@ class Saving(Callback):
         }
 
     def _save(self, trainer: pl.Trainer, kind: Kind) -> None:
+        module = trainer.lightning_module
+        assert isinstance(module, RecognitionModule)
+        # The clock that asked for this checkpoint may have asked again meanwhile.
+        module.wants_checkpoint = False
         self._kind = kind
         number = int(self._position["number"])
         name = step_name(number)

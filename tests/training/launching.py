@@ -11,12 +11,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from distrib.runtime.checkpoints.contents import STATE_KEY
-from distrib.runtime.checkpoints.reader import CheckpointReader, open_checkpoint
+from distrib.runtime.checkpoints.difference import differences
+from distrib.runtime.checkpoints.reader import open_checkpoint
 
 WAIT_SECONDS = 240.0
 
@@ -99,29 +96,5 @@ def rows(path: Path) -> list[dict[str, float]]:
 
 def unlike(one: Path, other: Path) -> list[str]:
     """What differs between two checkpoints, to the bit; where each run wrote to does not count."""
-    first, second = open_checkpoint(one), open_checkpoint(other)
-    found = [key for key in first.shapes.keys() | second.shapes.keys() if not _same(key, first, second)]
-    if first.groups != second.groups:
-        found.append("groups")
-    for part in ("global_step", "lr_schedulers"):
-        if first.common[part] != second.common[part]:
-            found.append(part)
-    state, other_state = first.common[STATE_KEY], second.common[STATE_KEY]
-    return found + [
-        part for part in state if part != "experiment" and not equal(state[part], other_state[part])
-    ]
-
-
-def _same(key: str, one: CheckpointReader, other: CheckpointReader) -> bool:
-    return key in one.shapes and key in other.shapes and torch.equal(one.tensor(key), other.tensor(key))
-
-
-def equal(one: Any, other: Any) -> bool:
-    """Whether two states, such as those of checkpoints, are the same to the bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(equal(*pair) for pair in zip(one, other, strict=True))
-    return bool(one == other)
+    found = differences(open_checkpoint(one), open_checkpoint(other))
+    return [place for place in found if place != "common/ketos/experiment"]

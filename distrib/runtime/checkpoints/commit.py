@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from distrib.errors import InputError, RunError
+from distrib.files import sync_folder
 from distrib.runtime.checkpoints.container import FORMAT
 from distrib.runtime.checkpoints.digest import file_digest
 from distrib.runtime.checkpoints.files import (
@@ -22,7 +23,6 @@ from distrib.runtime.checkpoints.files import (
     publish,
     remove,
     remove_leftovers,
-    sync_folder,
 )
 from distrib.runtime.checkpoints.names import ABORT, CONTENTS, LAST, is_run_name
 from distrib.runtime.checkpoints.reader import COMMON, open_checkpoint, part_name

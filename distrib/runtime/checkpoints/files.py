@@ -10,6 +10,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from distrib.files import sync_folder
 from distrib.runtime.checkpoints.names import LAST
 
 _ASIDE = re.compile(r"\..+\.ckpt\.[0-9a-f]+\.part")
@@ -105,17 +106,6 @@ def remove_leftovers(directory: Path) -> None:
             # What cannot be removed does no harm.
             with suppress(OSError):
                 remove(path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk."""
-    # Some network file systems cannot flush folders; the rename has happened all the same.
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _copy(path: Path, target: Path) -> None:

@@ -109,17 +109,13 @@ class CheckpointReader:
 
     def tensor(self, key: str) -> Tensor:
         """A copy of a whole tensor, in its shape. Raises InputError where the checkpoint lacks it."""
-        return self.read(key).view(self._of_shape(key))
+        return self.read(key).view(self._shapes[key])
 
     def _of(self, key: str) -> list[_Fragment]:
         try:
             return self._fragments[key]
         except KeyError:
             raise InputError(f"{self.path}: holds no {key}; it is of another network or optimizer.") from None
-
-    def _of_shape(self, key: str) -> tuple[int, ...]:
-        self._of(key)
-        return self._shapes[key]
 
     def _add(self, part: Mapping[str, Any]) -> None:
         """Take in the tensors of a file, or the fragments of a process's part."""

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from distrib.runtime.directory import json_lines
+
 RECORD = "checkpoints.jsonl"
 
 Kind = Literal["validation", "interval", "stop", "abort"]
@@ -74,16 +76,10 @@ def read_rows(directory: Path) -> dict[str, CheckpointRow]:
     """
     rows: dict[str, CheckpointRow] = {}
     try:
-        lines = (directory / RECORD).read_bytes().split(b"\n")
+        lines = json_lines.read_rows(directory / RECORD)
     except OSError:
         return rows
-    for line in lines:
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if not isinstance(values, dict):
-            continue
+    for values in lines:
         removed = values.get("removed")
         if isinstance(removed, str):
             rows.pop(removed, None)
