@@ -25,6 +25,26 @@ class RunError(KetosError):
     """A run that began and could not go on. Exit code 1."""
 
 
+class PeerLost(RunError):
+    """Another process of the job has gone or does not answer."""
+
+
+class TimeoutReached(RunError):
+    """A process has waited for longer than it may; the sentence says where and for what."""
+
+
+class OutOfMemory(RunError):
+    """The memory of the device or the machine does not suffice; a smaller micro-batch may."""
+
+
+class Preempted(KetosError):
+    """The run was asked to end by a signal and has saved its state; exit code 128 + signal."""
+
+    def __init__(self, sentence: str, signal: int) -> None:
+        super().__init__(sentence)
+        self.exit_code = 128 + signal  # type: ignore[misc]
+
+
 class PeerError(KetosError):
     """Another process of the job has failed and says why; this one ends with its exit code, in silence."""
 

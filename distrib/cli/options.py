@@ -72,21 +72,7 @@ def section_command(name: str) -> Callable[[Callable[[Globals, Any], None]], cli
         @functools.wraps(function)
         @click.pass_context
         def callback(context: click.Context, /, dump_config: bool, **_: Any) -> None:
-            invocation: Invocation = context.obj
-            layers = [invocation.experiment.sections.get(name, {}), given_values(context, section)]
-            values: Any = make_section(section, name, *layers)
-            stored = None
-            resume, automatic = _run_to_go_on(values)
-            if resume is not None:
-                stored = _experiment_of(resume)
-                # What begins a run stands in the same command line as what goes on with it.
-                layers = [_without(layer, _BEGINNING if automatic else ()) for layer in layers]
-                values = make_section(section, name, stored.sections.get(name, {}), *layers)
-            elif automatic:
-                values = make_section(section, name, *(_without(layer, _GOING_ON) for layer in layers))
-            if hasattr(values, "resume"):
-                values = dataclasses.replace(values, resume=resume)
-            globals_ = invocation.globals(stored)
+            globals_, values = resolved(context, name)
             if dump_config:
                 click.echo(dump_experiment(globals_, name, values), nl=False)
                 return
@@ -100,6 +86,27 @@ def section_command(name: str) -> Callable[[Callable[[Globals, Any], None]], cli
         return command
 
     return decorate
+
+
+def resolved(context: click.Context, name: str) -> tuple[Globals, Any]:
+    """The global options and those of the section called ``name``, from command line, experiment file and,
+    where a run goes on, what that was started with."""
+    invocation: Invocation = context.obj
+    section = SECTIONS[name]
+    layers = [invocation.experiment.sections.get(name, {}), given_values(context, section)]
+    values: Any = make_section(section, name, *layers)
+    stored = None
+    resume, automatic = _run_to_go_on(values)
+    if resume is not None:
+        stored = _experiment_of(resume)
+        # What begins a run stands in the same command line as what goes on with it.
+        layers = [_without(layer, _BEGINNING if automatic else ()) for layer in layers]
+        values = make_section(section, name, stored.sections.get(name, {}), *layers)
+    elif automatic:
+        values = make_section(section, name, *(_without(layer, _GOING_ON) for layer in layers))
+    if hasattr(values, "resume"):
+        values = dataclasses.replace(values, resume=resume)
+    return invocation.globals(stored), values
 
 
 def _run_to_go_on(values: Any) -> tuple[Path | None, bool]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distrib.config.fields import types_of
+from distrib.config.fields import info_of, types_of
 from distrib.config.sections import KRAKEN_SECTIONS, SECTIONS, Globals
 from distrib.config.values import make_section, nearest
 from distrib.errors import InputError
@@ -113,6 +113,26 @@ def stored_options(options: Any) -> Any:
         evaluation_data=_absolute(options.evaluation_data),
         ground_truth=tuple(map(str, _absolute(options.ground_truth))),
     )
+
+
+def with_absolute_paths(options: Any) -> Any:
+    """A command's options with every path in them absolute, for processes that start in other folders.
+
+    Addresses (``s3://…``) stay, and so do the words that options take in place of a path: ``-`` and ``auto``.
+    """
+    changed: dict[str, Any] = {}
+    for item in dataclasses.fields(options):
+        value = getattr(options, item.name)
+        if isinstance(value, Path):
+            changed[item.name] = value if str(value) in _WORDS else _absolute([value])[0]
+        elif info_of(item).positional:
+            changed[item.name] = tuple(map(str, _absolute(value)))
+        elif isinstance(value, tuple) and all(isinstance(each, Path) for each in value):
+            changed[item.name] = _absolute(value)
+    return dataclasses.replace(options, **changed)
+
+
+_WORDS = ("-", "auto")
 
 
 def _absolute(paths: Iterable[str | Path]) -> tuple[Any, ...]:

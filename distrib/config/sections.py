@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distrib.config.fields import argument, option
+from distrib.config.launching import AnyLaunch
 
 Precision = Literal[
     "transformer-engine",
@@ -82,6 +83,19 @@ class Globals:
         "--deterministic",
         off=("--no-deterministic",),
         help="Use deterministic algorithms only.",
+    )
+    rendezvous_timeout: int = option(
+        300,
+        "--rendezvous-timeout",
+        minimum=1,
+        help="Seconds in which all processes of a job must come together.",
+    )
+    stall_timeout: int = option(
+        1800,
+        "--stall-timeout",
+        minimum=0,
+        help="Seconds without any progress after which a job of several processes ends and says where it "
+        "stood; 0: never.",
     )
 
 
@@ -420,6 +434,7 @@ SECTIONS: dict[str, type] = {
     "convert": Convert,
     "inspect": Inspect,
     "ledger": Ledger,
+    "launch": AnyLaunch,
 }
 
 KRAKEN_SECTIONS = frozenset({"segtrain", "segtest", "rotrain", "roadd", "publish"})

@@ -1,0 +1,78 @@
+"""An attempt at a run: what its processes are started with, and how it came out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from distrib.runtime.directory.endings import ATTEMPT_VARIABLE
+from launchers.places import attempt_folder, rank_log
+from launchers.plan import LaunchPlan
+
+Cause = Literal[
+    "done",
+    "input",
+    "run",
+    "memory",
+    "preempted",
+    "lost",
+    "killed",
+    "peer",
+    "timeout",
+    "unexpected",
+    "cancelled",
+]
+"""Why an attempt ended: all done; bad input; a failure that would come again; out of memory; a signal after
+which the state was saved; a machine went away; a process was killed; processes lost each other; one waited
+too long; an error nobody has foreseen; a person wanted it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """The ``number``-th attempt (from 1): ``words`` are the command line of every process, ``environment``
+    what is laid over their variables, ``folder`` takes their logs and endings."""
+
+    number: int
+    folder: Path
+    words: tuple[str, ...]
+    environment: Mapping[str, str]
+
+    @classmethod
+    def of(cls, plan: LaunchPlan, number: int, *overrides: str) -> Attempt:
+        """An attempt of a plan, with further options of its command."""
+        folder = attempt_folder(plan.run_dir, number)
+        return cls(
+            number=number,
+            folder=folder,
+            words=plan.words(*overrides),
+            environment={**threads_of(plan), **plan.environment, ATTEMPT_VARIABLE: str(folder)},
+        )
+
+    def log(self, rank: int) -> Path:
+        """What the process ``rank`` prints, on both streams."""
+        return rank_log(self.folder, rank)
+
+
+def threads_of(plan: LaunchPlan) -> dict[str, str]:
+    """Several processes of a machine must not each compute with all of its cores."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
+    return {"OMP_NUM_THREADS": "1"} if plan.processes_per_node > 1 else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How an attempt came out. ``code`` is 0 where all processes ended well, else the first bad exit code,
+    negative for a signal; ``codes`` are those known, by rank. ``lost`` names machines that went away;
+    ``cause`` and ``sentence`` are given where the target itself knows better than the processes."""
+
+    code: int
+    codes: Mapping[int, int] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
+    sentence: str | None = None
+    cause: Cause | None = None
+    nodes: int = 1
+    processes: int = 1

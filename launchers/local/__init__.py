@@ -1,0 +1,1 @@
+"""Processes on this machine, started and watched by torch's elastic agent."""

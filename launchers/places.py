@@ -1,0 +1,43 @@
+"""Where a launch keeps its files: ``launch/`` in the run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+_FOLDER: Final = "launch"
+
+
+def launch_folder(run_dir: Path) -> Path:
+    """The folder of everything that a launch keeps."""
+    return run_dir / _FOLDER
+
+
+def plan_file(run_dir: Path) -> Path:
+    """What is run, where and how."""
+    return launch_folder(run_dir) / "launch.json"
+
+
+def experiment_file(run_dir: Path) -> Path:
+    """The experiment as it was when it was launched, complete, with absolute paths."""
+    return launch_folder(run_dir) / "experiment.yml"
+
+
+def cancel_file(run_dir: Path) -> Path:
+    """Its presence asks the agent, on whatever machine it is, to end the run."""
+    return launch_folder(run_dir) / "cancel"
+
+
+def agent_log(run_dir: Path) -> Path:
+    """What an agent without a terminal prints."""
+    return launch_folder(run_dir) / "agent.log"
+
+
+def attempt_folder(run_dir: Path, number: int) -> Path:
+    """Logs and endings of the processes of an attempt, counted from 1."""
+    return launch_folder(run_dir) / "attempts" / f"{number:04}"
+
+
+def rank_log(attempt: Path, rank: int) -> Path:
+    """What a process of an attempt has printed, on both streams."""
+    return attempt / f"rank-{rank}.log"
