@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 
 
 def main() -> None:
-    """Run the command line; exits 0 on success, 2 on bad usage or input, 1 on a failed run."""
+    """Run the command line; exits 0 on success, 2 on bad usage or input, 1 on a failed run, and 128 + signal
+    where a signal asked for the end and the state was saved."""
     # Must be set before numpy is loaded. Its matrices here are small: straightening a line with two threads
     # took six times the processor time of one, in every worker process.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -28,6 +30,8 @@ def _end_readers() -> None:
     if "multiprocessing" in sys.modules:
         from multiprocessing import active_children
 
+        # torch would raise an error here as each of them ends.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for child in active_children():
             child.kill()
 

@@ -4,12 +4,9 @@ set -eu
 
 say() { printf '\n== %s\n' "$*"; }
 run() { printf '$ ketos %s\n' "$*"; ketos "$@"; }
-# The same command as two processes: what torchrun starts talks to its like, here over the loopback device.
-run_two() {
-    printf '$ torchrun --nproc-per-node 2 -m distrib %s\n' "$*"
-    torchrun --standalone --nproc-per-node 2 -m distrib "$@"
-}
-# SIGKILL to every process that has these words on its command line, launcher and workers included.
+# Two processes on this machine, which find each other over the loopback device.
+train() { run --config configs/tiny.yml launch local --procs-per-node 2 -- train -f binary -o demo/run demo/pages; }
+# SIGKILL to every process that has these words on its command line, agent and workers included.
 kill_all() {
     for process in /proc/[0-9]*; do
         if tr '\0' ' ' <"$process/cmdline" 2>/dev/null | grep -q -- "$1"; then
@@ -32,15 +29,21 @@ run --workers 2 compile -f xml -o demo/pages --shard-format arrow --shard-size 1
 run inspect demo/pages >demo/inspection.txt
 sed '/^alphabet/,$d' demo/inspection.txt
 
-say "3. Train a small network on two processes, and kill both without warning once there is a checkpoint"
-run_two --config configs/tiny.yml train -f binary -o demo/run demo/pages &
+say "3. Train a small network on two processes, and kill all of it without warning once there is a checkpoint"
+train &
 training=$!
 while [ ! -e demo/run/last.ckpt ] && kill -0 $training 2>/dev/null; do sleep 0.2; done
-kill_all "train -f binary -o demo/run" && echo "killed"
+kill_all "demo/run" && echo "killed"
 wait $training 2>/dev/null || true
 
-say "4. Go on where it was; the run directory is all that is needed, the number of processes does not matter"
-run_two train --resume demo/run
+say "4. The same command goes on where it was; when only its processes are killed it starts them again by itself"
+train &
+training=$!
+batches() { grep -c first_batch demo/run/events.jsonl; }
+while [ "$(batches)" -lt 2 ] && kill -0 $training 2>/dev/null; do sleep 0.2; done
+kill_all "distrib --config $PWD/demo/run" && echo "killed"
+wait $training
+run launch status demo/run
 
 say "   The ledger of the run: was every line trained on exactly once in every epoch?"
 run ledger demo/run

@@ -207,6 +207,8 @@ def _sentence_of(attempt: Attempt, outcome: Outcome, cause: str) -> str:
             )
     if cause in ("preempted", "cancelled"):
         return "It was told to end."
+    if outcome.code < 0:
+        return f"It was ended by {signal.Signals(-outcome.code).name}; its logs are in {attempt.folder}."
     return f"It ended with exit code {outcome.code}; its logs are in {attempt.folder}."
 
 

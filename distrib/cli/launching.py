@@ -209,8 +209,8 @@ def _combinations(sweep: Sequence[str]) -> Iterator[dict[str, str]]:
         if key in axes or len(set(parts)) < len(parts):
             raise InputError(f"--sweep {text}: names something twice; give each option and value once.")
         axes[key] = parts
-    for values in itertools.product(*axes.values()):
-        yield dict(zip(axes, values, strict=True))
+    for chosen in itertools.product(*axes.values()):
+        yield dict(zip(axes, chosen, strict=True))
 
 
 def _overridden(command: ParsedCommand, overrides: Mapping[str, str]) -> ParsedCommand:
@@ -223,7 +223,7 @@ def _overridden(command: ParsedCommand, overrides: Mapping[str, str]) -> ParsedC
                 f"--sweep {key}=…: is no option of `{command.name}`{nearest(key, [*own, *top])}; use its "
                 "name in experiment files (--dump-config shows them)."
             )
-    values = make_section(
+    values: Any = make_section(
         SECTIONS[command.name],
         command.name,
         _fields(command.values),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -14,7 +14,9 @@ from distrib import __version__
 from distrib.cli.compile import compile_command
 from distrib.cli.convert import convert_command
 from distrib.cli.display import visible
+from distrib.cli.endings import MACHINE_ERRORS, leave_ending, memory_exhausted
 from distrib.cli.inspect import inspect_command
+from distrib.cli.launch import launch_command
 from distrib.cli.ledger import ledger_command
 from distrib.cli.options import Invocation, given_values, section_options
 from distrib.cli.pretrain import pretrain_command
@@ -26,7 +28,7 @@ from distrib.config.sections import Globals
 from distrib.errors import KetosError, PeerError
 
 _INTERRUPTED = 130
-_MACHINE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+_CLICK = click.ClickException | click.exceptions.Exit | click.Abort
 
 
 def _failure(message: str, exit_code: int) -> click.ClickException:
@@ -46,40 +48,55 @@ def _system_failure(error: OSError) -> click.ClickException:
     """The sentence for a file that the system refuses, where no one nearer to it had a better one."""
     place = "" if error.filename is None else f"{error.filename}: "
     reason = (error.strerror or str(error)).lower()
-    if error.errno in _MACHINE_ERRORS:
+    if error.errno in MACHINE_ERRORS:
         return _failure(f"{place}{reason}; make room on this machine, or use another, and start again.", 1)
     return _failure(f"{place}{reason}; check its name and permissions.", 2)
 
 
 class _Ketos(click.Group):
-    """Turns errors into one sentence and an exit code; tracebacks only under ``-vv``."""
+    """Turns errors into one sentence and an exit code; tracebacks only under ``-vv``.
+
+    A process of an attempt that a launcher made leaves there why it has ended.
+    """
+
+    def make_context(self, *arguments: Any, **named: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **named)
+        except click.ClickException as error:
+            leave_ending(error, error, os.environ)
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            ctx.exit(_INTERRUPTED)
-        except PeerError as error:
-            ctx.exit(error.exit_code)
-        except KetosError as error:
-            _print_traceback(ctx)
-            raise _failure(str(error), error.exit_code) from None
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            _print_traceback(ctx)
-            raise _system_failure(error) from None
-        except MemoryError as error:
-            _print_traceback(ctx)
-            detail = f" ({error})" if str(error) else ""
-            raise _failure(f"Out of memory{detail}; lessen --batch-size, --pad or --workers.", 1) from None
-        except Exception as error:  # the boundary: whatever is left is a bug and says how to see it
-            _print_traceback(ctx)
-            hint = "" if ctx.params.get("verbose", 0) > 1 else " (ketos -vv shows where)"
-            raise _failure(f"Unexpected {type(error).__name__}: {error}{hint}", 1) from None
+        except BaseException as error:  # the boundary: whatever ends the command passes here
+            said = _said(error, ctx)
+            leave_ending(error, said, os.environ)
+            if said is error:
+                raise
+            raise said from None
+
+
+def _said(error: BaseException, context: click.Context) -> BaseException:
+    """What is raised for an error, so that click prints a sentence of it and exits with the right code."""
+    if isinstance(error, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        return click.exceptions.Exit(_INTERRUPTED)
+    if isinstance(error, PeerError):
+        return click.exceptions.Exit(error.exit_code)
+    if not isinstance(error, Exception) or isinstance(error, _CLICK | BrokenPipeError):
+        return error
+    _print_traceback(context)
+    if isinstance(error, KetosError):
+        return _failure(str(error), error.exit_code)
+    if isinstance(error, OSError):
+        return _system_failure(error)
+    if memory_exhausted(error):
+        detail = f" ({str(error).rstrip('.')})" if str(error) else ""
+        return _failure(f"Out of memory{detail}; lessen --batch-size, --pad or --workers.", 1)
+    # Whatever is left is a bug and says how to see it.
+    hint = "" if context.params.get("verbose", 0) > 1 else " (ketos -vv shows where)"
+    return _failure(f"Unexpected {type(error).__name__}: {error}{hint}", 1)
 
 
 def _print_traceback(context: click.Context) -> None:
@@ -110,5 +127,6 @@ for _command in (
     inspect_command,
     ledger_command,
     sample_command,
+    launch_command,
 ):
     ketos.add_command(_command)

@@ -35,11 +35,15 @@ def test_command(globals_: Globals, options: Test) -> None:
 
     TEST_SET is what -f says: XML files, line images, or compiled data sets (-f binary).
     """
+    from distrib.runtime.preflight.stages import Preflight
     from distrib.runtime.processes import joined
     from distrib.runtime.topology import topology_of
 
     with joined(topology_of(os.environ), device=globals_.device) as processes:
+        preflight = Preflight(processes, warn=lambda sentence: click.echo(sentence, err=True))
+        preflight.machines(workers=globals_.num_workers)
         processes.agree(lambda: _check(options, processes))
+        preflight.devices(globals_.device)
         evaluation = _evaluate(globals_, options, processes)
         processes.on_first(lambda: _print_report(options, evaluation))
 

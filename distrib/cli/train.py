@@ -20,6 +20,7 @@ from distrib.files import written_whole
 
 if TYPE_CHECKING:
     from distrib.runtime.directory.run_directory import RunDirectory
+    from distrib.runtime.preflight.stages import Preflight
     from distrib.runtime.processes import Processes
     from distrib.stream.lines import LineCollection
     from distrib.training.setup import Overview
@@ -50,10 +51,14 @@ def _claim_and_train(globals_: Globals, options: Train, processes: Processes) ->
     """The run as each of its processes sees it; rank zero holds the run directory and does the talking."""
     from distrib.runtime.devices import use_device
     from distrib.runtime.directory.run_directory import claim
+    from distrib.runtime.preflight.stages import Preflight
     from distrib.training.options import check_options
 
+    preflight = Preflight(processes, warn=_note)
+    preflight.machines(deepspeed=options.strategy.startswith("deepspeed"), workers=globals_.num_workers)
     _refuse_unlike_options(options, processes)
     processes.agree(lambda: check_options(options, globals_))
+    preflight.devices(globals_.device)
     processes.agree(lambda: use_device(globals_.device, processes.topology))
     with processes.first_holds(
         lambda: claim(
@@ -64,10 +69,17 @@ def _claim_and_train(globals_: Globals, options: Train, processes: Processes) ->
             report=_note,
         )
     ) as claimed:
-        _train(globals_, options, processes, claimed)
+        preflight.run_directory(options.checkpoint_path)
+        _train(globals_, options, processes, claimed, preflight)
 
 
-def _train(globals_: Globals, options: Train, processes: Processes, claimed: RunDirectory | None) -> None:
+def _train(
+    globals_: Globals,
+    options: Train,
+    processes: Processes,
+    claimed: RunDirectory | None,
+    preflight: Preflight,
+) -> None:
     from distrib.runtime.directory.events import EVENTS, EventLog
 
     events = None if claimed is None else EventLog(claimed.path / EVENTS)
@@ -77,6 +89,7 @@ def _train(globals_: Globals, options: Train, processes: Processes, claimed: Run
             events.append(kind, **facts)
 
     tell("start", {"processes": processes.topology.world_size, "strategy": options.strategy})
+    from distrib.cli.preflighting import needs_of
     from distrib.runtime.checkpoints.contents import checkpoint_to_resume
     from distrib.runtime.checkpoints.record import go_on_from
     from distrib.training.bad_lines import BAD_LINES
@@ -96,10 +109,13 @@ def _train(globals_: Globals, options: Train, processes: Processes, claimed: Run
         lambda: prepare(options, globals_, *collections, processes=processes, resume_from=resume_from)
     )
     refuse_unlike_processes(run)
+    preflight.step(run.model.network, options.checkpoint_path, needs_of(run), device=globals_.device)
+    tell("preflight", preflight.facts)
     _describe(processes, options, claimed)
     if claimed is not None:
         claimed.begun()
         _print_overview(run.overview, processes.topology.world_size)
+        click.echo(preflight.summary)
         _store(globals_, run.options)
     outcome = fit(run, claimed=claimed, on_event=tell)
     if claimed is None:

@@ -17,13 +17,13 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from distrib.errors import InputError, KetosError, RunError
+from distrib.errors import InputError, KetosError, PeerLost
+from distrib.parent_process import end_with_parent
 from distrib.stream.batches import BatchReader, LineBatch, StepBatch
 from distrib.stream.micro_batches import split_step
 from distrib.stream.plan import EpochPlan, PlanSettings, describe_difference, sequential_plan
-from distrib.stream.reader_process import end_with_parent
 
-_PREFETCH = 4
+PREFETCH = 4
 """Micro-batches that each worker has ready or under way; more would only hold memory."""
 
 _GRACE_SECONDS = 60
@@ -247,11 +247,11 @@ def reader_deaths() -> Iterator[None]:
         raise _reader_killed() from error
 
 
-def _reader_killed() -> RunError:
+def _reader_killed() -> PeerLost:
     if threading.current_thread() is threading.main_thread():
         # torch would raise its error anew out of whatever cleans up, as each of the other workers ends.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return RunError(
+    return PeerLost(
         "A process reading data was killed, most likely for want of memory or shared memory; lessen "
         "--workers or --batch-size, or give the job more of it."
     )
@@ -301,7 +301,7 @@ def _data_loader(
             num_workers=workers,
             pin_memory=pin_memory,
             persistent_workers=persistent and workers > 0,
-            prefetch_factor=_PREFETCH if workers else None,
+            prefetch_factor=PREFETCH if workers else None,
             worker_init_fn=_begin_worker,
             # The seed of its workers, which use none, must not be drawn from the generator dropout uses.
             generator=torch.Generator(),
@@ -312,6 +312,7 @@ def _begin_worker(_: int) -> None:
     # Workers beside a training process must not each start a thread pool of their own.
     torch.set_num_threads(1)
     # Who ends a job, signals all of its processes; the main one needs its readers until it has saved.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))
     end_with_parent()

@@ -21,6 +21,7 @@ from distrib.runtime.processes import Processes
 from distrib.runtime.strategies.base import StateKeeping
 from distrib.stream.batches import BadLine, LineBatch, StepBatch
 from distrib.training.decoding import ctc_losses, dtype_of, network_scores, network_values, texts_of
+from distrib.training.interruption import Interruption, StopRequest
 from distrib.training.last_good import last_good
 from distrib.training.metrics import ErrorCounts
 from distrib.training.optimization import make_optimizer
@@ -31,7 +32,11 @@ BadLines = dict[tuple[Literal["training", "validation"], int], str]
 
 
 class StopRequested(Exception):
-    """A process of the job was asked to end; raised at the same step by all."""
+    """A process of the job was asked to end; raised at the same step by all, with the same ``request``."""
+
+    def __init__(self, request: StopRequest) -> None:
+        super().__init__(request)
+        self.request = request
 
 
 _FAILED_SAVES = 3
@@ -79,8 +84,8 @@ class RecognitionModule(pl.LightningModule):
         self.bad_lines: BadLines = {}
         self.mean_loss = float("nan")
         self.facts: StepFacts | None = None
-        self.interrupted = False
-        """Whether this process was asked to end; told to all with the next step."""
+        self.interruption = Interruption()
+        """What asks this process to end; told to all with the next step."""
         self.wants_checkpoint = False
         """Whether this process finds it time for a checkpoint; told to all with the next step."""
         self.checkpoint_due = False
@@ -91,6 +96,8 @@ class RecognitionModule(pl.LightningModule):
         self.skipped_steps, self.skipped_in_row = 0, 0
         self.proof: dict[str, Any] | None = None
         """What the network makes of a few validation lines, from the last validation."""
+        self.computing: tuple[int, int] | None = None
+        """Lines and columns of the micro-batch under way."""
         self._processes = processes
         self._seed = seed
         self._loss_sum: torch.Tensor | float = 0.0
@@ -179,7 +186,9 @@ class RecognitionModule(pl.LightningModule):
             self._nothing()
         if not len(batch.lines):
             return
+        self.computing = _size(batch)
         scores, widths = network_scores(self.model, batch)
+        self.computing = None
         if self.proof is None and self._processes.topology.first:
             self.proof = take_proof(
                 self.model, batch, scores=scores, widths=widths, precision=str(self.trainer.precision)
@@ -233,10 +242,12 @@ class RecognitionModule(pl.LightningModule):
         # Gradients are averaged over processes, and the mean wanted is that over lines.
         weight = self._processes.topology.world_size / lines
         for number, batch in enumerate(micro_batches, start=1):
+            self.computing = _size(batch)
             with self.keeping.synchronized(number == len(micro_batches)):
                 loss = self._loss(batch) if len(batch.lines) else self._nothing()
                 self.manual_backward(loss * weight)
             loss_sum += loss.detach()
+        self.computing = None
         if not micro_batches:
             self.manual_backward(self._nothing())
         return loss_sum
@@ -277,22 +288,22 @@ class RecognitionModule(pl.LightningModule):
         Raises StopRequested, at every process, where one was asked to end.
         """
         store = self.keeping.store
-        told = [*numbers, self.interrupted, self.wants_checkpoint, *store.votes()]
-        sums = [int(number) for number in self._processes.sum(told)]
-        *sums, interrupted, wanted, written, failed = sums
+        told = [*numbers, *self.interruption.votes(), self.wants_checkpoint, *store.votes()]
+        *sums, wanted, written, failed = self._processes.sum(told)
         # All have come this far, so all have on record what they did before.
         self.settled = True
-        store.settle(written, failed)
+        store.settle(int(written), int(failed))
         if store.failures >= _FAILED_SAVES:
             self._stop(
                 f"{_FAILED_SAVES} checkpoints in a row could not be written to "
                 f"{self.options.checkpoint_path}; see that there is room, and go on with `ketos train "
                 f"--resume {self.options.checkpoint_path}`."
             )
-        if interrupted:
-            raise StopRequested
+        request = self.interruption.agreed(sums[len(numbers) :])
+        if request is not None:
+            raise StopRequested(request)
         self.checkpoint_due, self.wants_checkpoint = wanted > 0, False
-        return sums
+        return [int(number) for number in sums[: len(numbers)]]
 
     def _count_skipped(self, learned: bool) -> None:
         """Raise RunError, at every process, where no step has been learned from for too long."""
@@ -360,6 +371,11 @@ def _on_device(batch: LineBatch, device: torch.device) -> LineBatch:
     return batch._replace(
         images=batch.images.to(device, non_blocking=True), labels=batch.labels.to(device, non_blocking=True)
     )
+
+
+def _size(batch: LineBatch) -> tuple[int, int]:
+    """Lines, and columns with padding."""
+    return len(batch.lines), int(batch.images.shape[3])
 
 
 def _columns(micro_batches: Sequence[LineBatch]) -> tuple[int, int]:

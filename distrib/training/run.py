@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from distrib.config.experiment import dump_experiment, stored_options
 from distrib.config.sections import Train
-from distrib.errors import InputError, KetosError, RunError
+from distrib.errors import InputError, KetosError, OutOfMemory, PeerLost, Preempted, RunError
 from distrib.runtime.checkpoints.reader import open_checkpoint
 from distrib.runtime.checkpoints.record import best, newest_first
 from distrib.runtime.checkpoints.store import CheckpointStore
@@ -28,8 +29,16 @@ from distrib.training.bad_lines import BadLinesReport
 from distrib.training.callbacks import Bookkeeping
 from distrib.training.changed_options import ChangedOptions
 from distrib.training.export import export_checkpoint
-from distrib.training.interruption import StopOnSignal
+from distrib.training.interruption import (
+    ReadersLetGo,
+    StopRequest,
+    StopWhenTakenOver,
+    leave_signals_alone,
+    signals_noted,
+)
 from distrib.training.ledger_keeping import LedgerKeeping
+from distrib.training.loop_state import steps_done
+from distrib.training.memory import memory_exhausted, memory_sentence
 from distrib.training.progress import TrainingProgress
 from distrib.training.provenance import provenance
 from distrib.training.recognition import BadLines, RecognitionModule, StopRequested
@@ -58,7 +67,9 @@ def fit(run: PreparedRun, *, claimed: RunDirectory | None, on_event: OnEvent) ->
     ``claimed`` is the run directory as rank zero holds it, None elsewhere; ``on_event`` gets what happens, by
     kind, with facts in plain types.
 
-    Raises RunError with a sentence where it cannot go on.
+    Raises:
+        Preempted: a signal asked for the end, and what was done is saved; PeerError at all but rank zero.
+        OutOfMemory, PeerLost, RunError: it cannot go on; the sentence says how to.
     """
     options, directory, processes = run.options, run.options.checkpoint_path, run.processes
     topology = processes.topology
@@ -88,7 +99,7 @@ def fit(run: PreparedRun, *, claimed: RunDirectory | None, on_event: OnEvent) ->
         precision=run.globals_.precision,
         deterministic=run.globals_.deterministic,
         max_epochs=_last_epoch(options) or -1,
-        callbacks=_callbacks(run, store, claimed, on_event),
+        callbacks=_callbacks(run, module, store, claimed, on_event),
         # The processes that are there, whatever the variables of a scheduler around them say.
         plugins=[PlacedEnvironment(topology)],
         logger=_logger(options) if topology.first else False,
@@ -101,30 +112,9 @@ def fit(run: PreparedRun, *, claimed: RunDirectory | None, on_event: OnEvent) ->
         # An epoch's length may differ from the first one's; the interval must not after a resume.
         **validation_interval(options.freq, run.training.plan(0).steps),
     )
-    # Lightning would tell all processes of a signal before each step, by a collective on the device; ours
-    # travels with what they tell each other anyway.
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
-    try:
-        with warnings.catch_warnings(), reader_deaths():
-            if not run.globals_.verbose:
-                warnings.simplefilter("ignore")
-            checkpoint = None if run.resume_from is None else str(run.resume_from)
-            trainer.fit(module, run.training, run.validation, ckpt_path=checkpoint, weights_only=True)
-        store.finish()
-    except StopRequested:
-        store.finish()
-        processes.stop(_ended(directory, "Interrupted"))
-    except SystemExit:  # how Lightning ends on Ctrl-C
-        raise _ended(directory, "Interrupted") from None
-    except (KetosError, OSError, MemoryError):
-        raise
-    except Exception as error:  # whatever it is, its user is told what was saved
-        what = f"Unexpected {type(error).__name__}: {error} (ketos -vv shows where)"
-        if processes.several and isinstance(error, RuntimeError) and peer_gone(error):
-            what = "Another process of this job has ended or does not answer, as it or its launcher says"
-        raise _ended(directory, what) from error
-    finally:
-        store.close()
+    leave_signals_alone(trainer)
+    with signals_noted(module.interruption):
+        _train(run, module, trainer, store, claimed, on_event)
 
     def export() -> Outcome:
         if claimed is not None:
@@ -134,12 +124,88 @@ def fit(run: PreparedRun, *, claimed: RunDirectory | None, on_event: OnEvent) ->
     return processes.on_first(export)
 
 
+def _train(
+    run: PreparedRun,
+    module: RecognitionModule,
+    trainer: pl.Trainer,
+    store: CheckpointStore,
+    claimed: RunDirectory | None,
+    on_event: OnEvent,
+) -> None:
+    """Train until all is done and on the disk. Raises as ``fit`` does, and asks nobody after an error."""
+    try:
+        with warnings.catch_warnings(), reader_deaths():
+            if not run.globals_.verbose:
+                warnings.simplefilter("ignore")
+            checkpoint = None if run.resume_from is None else str(run.resume_from)
+            trainer.fit(module, run.training, run.validation, ckpt_path=checkpoint, weights_only=True)
+        store.finish()
+    except StopRequested as stop:
+        _leave(stop.request, steps_done(trainer), run, store, claimed, on_event)
+    except SystemExit:  # how Lightning ends on Ctrl-C
+        raise Preempted(_way_on(run.options.checkpoint_path, "Interrupted"), signal.SIGINT) from None
+    except (KetosError, OSError):
+        raise
+    except Exception as error:  # whatever it is, its user is told what was saved
+        raise _explained(error, run, module) from error
+    finally:
+        store.close()
+
+
+def _leave(
+    request: StopRequest,
+    step: int,
+    run: PreparedRun,
+    store: CheckpointStore,
+    claimed: RunDirectory | None,
+    on_event: OnEvent,
+) -> NoReturn:
+    """End all processes, which agree on the request, when ``step`` is on the disk."""
+    if request.signal is None:
+        store.finish()
+        run.processes.agree(_nothing if claimed is None else claimed.check)
+        run.processes.stop(RunError(f"{run.options.checkpoint_path} was taken over by another run."))
+    facts: dict[str, Any] = {"signal": request.signal.name, "step": step}
+    try:
+        store.finish()
+        facts["seconds"] = round(request.seconds, 3)
+    finally:
+        on_event("preempt", facts)
+    what = _way_on(run.options.checkpoint_path, f"Interrupted by {request.signal.name}")
+    run.processes.stop(Preempted(what, request.signal))
+
+
+def _explained(error: Exception, run: PreparedRun, module: RecognitionModule) -> RunError:
+    """What ended the run, and how it goes on."""
+    directory = run.options.checkpoint_path
+    if memory_exhausted(error):
+        saved = newest_first(directory)
+        return OutOfMemory(
+            memory_sentence(
+                error,
+                run.options,
+                device=str(module.device),
+                micro_batch=module.computing,
+                saved=saved[0].path if saved else None,
+            )
+        )
+    if run.processes.several and isinstance(error, RuntimeError) and peer_gone(error):
+        what = "Another process of this job has ended or does not answer, as it or its launcher says"
+        return PeerLost(_way_on(directory, what))
+    what = f"Unexpected {type(error).__name__}: {error} (ketos -vv shows where)"
+    return RunError(_way_on(directory, what))
+
+
 def _nothing() -> None:
     """What others than rank zero do before a checkpoint takes its name."""
 
 
 def _callbacks(
-    run: PreparedRun, store: CheckpointStore, claimed: RunDirectory | None, on_event: OnEvent
+    run: PreparedRun,
+    module: RecognitionModule,
+    store: CheckpointStore,
+    claimed: RunDirectory | None,
+    on_event: OnEvent,
 ) -> list[Callback]:
     """What happens besides learning, in the order in which it must."""
     options, directory, processes = run.options, run.options.checkpoint_path, run.processes
@@ -165,7 +231,12 @@ def _callbacks(
         experiment=dump_experiment(run.globals_, "train", stored_options(options)),
         provenance=provenance(run),
     )
-    callbacks: list[Callback] = [StopOnSignal(claimed), ledger, bookkeeping]
+    callbacks: list[Callback] = [
+        ReadersLetGo(),
+        StopWhenTakenOver(claimed, module.interruption),
+        ledger,
+        bookkeeping,
+    ]
     if run.options_then is not None:
         callbacks.append(ChangedOptions(options, run.options_then))
     if processes.topology.first:
@@ -225,11 +296,11 @@ def validation_interval(freq: float, steps: int) -> dict[str, Any]:
     return {"val_check_interval": max(1, steps // times)}
 
 
-def _ended(directory: Path, what: str) -> RunError:
+def _way_on(directory: Path, what: str) -> str:
     saved = newest_first(directory)
     if saved:
-        return RunError(f"{what}; go on from {saved[0].path.name} with `ketos train --resume {directory}`.")
-    return RunError(f"{what}. Nothing had been saved yet: start again.")
+        return f"{what}; go on from {saved[0].path.name} with `ketos train --resume {directory}`."
+    return f"{what}. Nothing had been saved yet: start again."
 
 
 def _quiet_lightning(*, verbose: bool) -> None:

@@ -55,10 +55,8 @@ class RunEvents(Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Why the run ends before its time."""
-        if isinstance(exception, StopRequested):
-            self._tell("preempt", {"step": steps_done(trainer)})
-        else:
+        """Why the run ends before its time; of one that was asked to end it is told when it has saved."""
+        if not isinstance(exception, StopRequested):
             reason = f"{type(exception).__name__}: {exception}".removesuffix(": ").splitlines()[0]
             self._tell("error", {"step": steps_done(trainer), "reason": reason[:500]})
 

@@ -9,7 +9,6 @@ ends programs ends them too.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -19,16 +18,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from distrib.parent_process import end_with_parent
+
 CODES: Final = "codes.json"
-_PR_SET_PDEATHSIG = 1
-# The shell gives each process its log, and is replaced by it.
-_LOGGED = 'exec "$@" >>"$KETOS_ATTEMPT/rank-$RANK.log" 2>&1'
 
 
 def main(words: list[str]) -> int:
     """Run the processes; 0 where all ended well, else the first bad exit code, 128 + n for signal n."""
     processes, folder, command = int(words[0]), Path(words[1]), words[2:]
-    _end_with_parent()
+    # Processes must not go on when the agent of the launch is killed: nobody would watch them.
+    end_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGUSR2, _hand_on)
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else a restart may find the port taken
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -47,7 +46,7 @@ def main(words: list[str]) -> int:
         local_addr="127.0.0.1",
     )
     try:
-        elastic_launch(config, "/bin/sh")("-c", _LOGGED, "ketos", *command)
+        elastic_launch(config, sys.executable)("-m", "launchers.local.rank", *command)
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         (folder / CODES).write_text(json.dumps(codes), encoding="utf-8")
@@ -65,12 +64,6 @@ def read_codes(folder: Path) -> dict[int, int]:
         return {int(rank): int(code) for rank, code in values.items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
-
-
-def _end_with_parent() -> None:
-    """Processes must not go on when the agent of the launch is killed: nobody would watch them."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _hand_on(*_: Any) -> None:

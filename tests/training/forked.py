@@ -45,7 +45,7 @@ class Harm:
 
     place: str
     calls: tuple[int, ...]
-    do: Literal["raise", "kill", "term", "interrupt", "infinite", "full"]
+    do: Literal["raise", "kill", "term", "usr1", "usr2", "interrupt", "infinite", "full", "memory"]
     after: bool = False
     rank: int | None = 0
 
@@ -127,9 +127,14 @@ class Server:
         self._process.wait()
 
     def start(
-        self, *words: object, processes: int = 1, harm: Sequence[Harm] = (), cwd: Path | None = None
+        self,
+        *words: object,
+        processes: int = 1,
+        harm: Sequence[Harm] = (),
+        cwd: Path | None = None,
+        variables: dict[str, str] | None = None,
     ) -> Job:
-        """Start ``ketos`` with these words."""
+        """Start ``ketos`` with these words, and with these variables in the environment."""
         printed = self._directory / f"printed-{len(self._jobs)}.txt"
         printed.write_bytes(b"")
         pids = self.ask(
@@ -139,6 +144,7 @@ class Server:
                 "harm": [asdict(each) for each in harm],
                 "cwd": None if cwd is None else str(cwd),
                 "printed": str(printed),
+                "variables": variables or {},
             }
         )
         self._jobs.append(Job(self, pids, printed))
@@ -213,7 +219,7 @@ def _be(order: dict[str, Any], place: dict[str, str]) -> None:
         nothing = os.open(os.devnull, os.O_RDONLY)
         for stream, target in ((0, nothing), (1, printed), (2, printed)):
             os.dup2(target, stream)
-        os.environ.update(place)
+        os.environ.update({**place, **order["variables"]})
         os.chdir(order["cwd"] or "/")
         rank = int(place.get("RANK", 0))
         for each in order["harm"]:
@@ -265,12 +271,15 @@ def _count() -> Iterator[int]:
 
 def _strike(harm: Harm) -> None:
     signals = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "interrupt": signal.SIGINT}
+    signals |= {"usr1": signal.SIGUSR1, "usr2": signal.SIGUSR2}
     if harm.do in signals:
         os.kill(os.getpid(), signals[harm.do])
     elif harm.do == "raise":
         raise ValueError("something nobody has thought of")
     elif harm.do == "full":
         raise OSError(28, "No space left on device")
+    elif harm.do == "memory":
+        raise MemoryError
 
 
 if __name__ == "__main__":

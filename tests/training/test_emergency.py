@@ -24,6 +24,9 @@ ABORT = "checkpoint_abort.ckpt"
 OFTEN = ("-F", 0.3)
 """Validations after steps 3, 6 and 9 of each epoch."""
 
+SIGTERM_SAVED = 143
+"""The exit code of processes that SIGTERM has ended and that have saved what they did."""
+
 NEXT_EPOCH = STEPS_AN_EPOCH + 1
 """The number of the first step of the second epoch, from 1."""
 
@@ -61,7 +64,7 @@ def test_an_error_costs_nothing_of_what_was_done(
 ) -> None:
     directory = tmp_path / "run"
     job = server.start(*training(lines_arrow, directory, *OFTEN), harm=harm)
-    assert job.wait() == [1]
+    assert job.wait() == [130 if harm[0].do == "interrupt" else 1]
     assert len(job.errors) == 1
     assert newest_first(directory)[0].path.name.startswith(newest)
     server.run("train", "--resume", directory)
@@ -193,7 +196,7 @@ def test_sigterm_ends_a_job_after_a_step_that_it_saves(
     directory = tmp_path / "run"
     words = training(lines_arrow, directory, *OFTEN, processes=processes)
     job = server.start(*words, processes=processes, harm=harm)
-    assert job.wait() == [1] * processes
+    assert job.wait() == [SIGTERM_SAVED] * processes
     assert len(job.errors) == 1
     newest = newest_first(directory)[0]
     assert newest.facts is not None
@@ -201,7 +204,7 @@ def test_sigterm_ends_a_job_after_a_step_that_it_saves(
     assert newest.path.name in job.errors[0]
     if step != STEPS_AN_EPOCH:  # which is kept anyway
         assert newest.facts.kind == "stop"
-        assert kinds(directory, "preempt", "save")[-2:] == ["preempt", "save"]
+        assert kinds(directory, "preempt", "save")[-2:] == ["save", "preempt"]
     server.run("train", "--resume", directory, processes=processes)
     assert differences(whole(processes), directory) == []
 
@@ -216,7 +219,7 @@ def test_sigterm_ends_processes_that_share_the_state(
     job = server.start(
         *training(lines_arrow, tmp_path / "run", *sharded, processes=2), processes=2, harm=harm
     )
-    assert job.wait() == [1, 1]
+    assert job.wait() == [SIGTERM_SAVED] * 2
     server.run("train", "--resume", tmp_path / "run", processes=2)
     assert differences(tmp_path / "whole", tmp_path / "run") == []
 
@@ -260,7 +263,7 @@ def test_too_many_bad_steps_in_a_row_end_a_run_and_name_the_last_good_checkpoint
     rank = processes - 1
     bad = Harm(place=LOSS, calls=tuple(range(14, 99)), do="infinite", rank=rank)
     job = server.start(*words, processes=processes, harm=[bad, *at(16, "term", rank=rank)])
-    assert job.wait() == [1] * processes
+    assert job.wait() == [SIGTERM_SAVED] * processes
     stopped = newest_first(directory)[0]
     assert stopped.facts is not None
     assert (stopped.facts.kind, stopped.facts.step) == ("stop", 16)

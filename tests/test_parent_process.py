@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distrib.stream.reader_process import end_with_parent
+from distrib.parent_process import end_with_parent
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
