@@ -171,7 +171,7 @@ def _planned(options: Launch, target: Target, command: ParsedCommand, run_dir: P
         run_dir=run_dir,
         command=command.name,
         folder=Path.cwd(),
-        python=sys.executable,
+        python=_program(options),
         options=options,
         first=command.first,
     )
@@ -183,6 +183,12 @@ def _name(options: Launch, command: ParsedCommand) -> str:
     if not name.isprintable() or "/" in name or name.startswith((".", "-")):
         raise InputError(f"--name {name}: is no name for a job; use letters, digits and hyphens.")
     return name
+
+
+def _program(options: Launch) -> str:
+    """A path is made absolute; a bare name is looked for where it runs."""
+    program = options.python or sys.executable
+    return str(Path(program).absolute()) if "/" in program else program
 
 
 def _run_dir(options: Launch, command: ParsedCommand) -> Path:

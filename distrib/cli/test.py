@@ -39,7 +39,12 @@ def test_command(globals_: Globals, options: Test) -> None:
     from distrib.runtime.processes import joined
     from distrib.runtime.topology import topology_of
 
-    with joined(topology_of(os.environ), device=globals_.device) as processes:
+    with joined(
+        topology_of(os.environ),
+        device=globals_.device,
+        timeout=globals_.rendezvous_timeout,
+        environ=os.environ,
+    ) as processes:
         preflight = Preflight(processes, warn=lambda sentence: click.echo(sentence, err=True))
         preflight.machines(workers=globals_.num_workers)
         processes.agree(lambda: _check(options, processes))

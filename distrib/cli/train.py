@@ -43,7 +43,14 @@ def train_command(globals_: Globals, options: Train) -> None:
 
     # What one node lacks must end all processes, so they meet before anything is checked.
     group_of_one = is_sharded(options.strategy)
-    with joined(topology_of(os.environ), device=globals_.device, group_of_one=group_of_one) as processes:
+    with joined(
+        topology_of(os.environ),
+        device=globals_.device,
+        group_of_one=group_of_one,
+        timeout=globals_.rendezvous_timeout,
+        stall_timeout=globals_.stall_timeout,
+        environ=os.environ,
+    ) as processes:
         _claim_and_train(globals_, options, processes)
 
 
@@ -92,6 +99,7 @@ def _train(
     from distrib.cli.preflighting import needs_of
     from distrib.runtime.checkpoints.contents import checkpoint_to_resume
     from distrib.runtime.checkpoints.record import go_on_from
+    from distrib.runtime.watchdog import Watch, watched
     from distrib.training.bad_lines import BAD_LINES
     from distrib.training.run import fit
     from distrib.training.setup import prepare, refuse_unlike_processes
@@ -117,7 +125,10 @@ def _train(
         _print_overview(run.overview, processes.topology.world_size)
         click.echo(preflight.summary)
         _store(globals_, run.options)
-    outcome = fit(run, claimed=claimed, on_event=tell)
+    advice = f"go on with `ketos train --resume {options.checkpoint_path}`"
+    watch = Watch(limit=globals_.stall_timeout, advice=advice)
+    with watched(processes, options.checkpoint_path, watch, environ=os.environ, on_event=tell):
+        outcome = fit(run, claimed=claimed, on_event=tell)
     if claimed is None:
         return
     if outcome.bad_lines:

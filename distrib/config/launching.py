@@ -50,6 +50,12 @@ class Launch:
     env: tuple[str, ...] = option(
         (), "--env", metavar="KEY=VALUE", help="Variable of every process; repeatable."
     )
+    python: str | None = option(
+        None,
+        "--python",
+        metavar="PROGRAM",
+        help="Interpreter of the processes, or a script that runs one in a container; by default this one.",
+    )
     max_restarts: int = option(
         3, "--max-restarts", minimum=0, help="Times that failures are answered by starting again."
     )

@@ -94,8 +94,8 @@ class Globals:
         1800,
         "--stall-timeout",
         minimum=0,
-        help="Seconds without any progress after which a job of several processes ends and says where it "
-        "stood; 0: never.",
+        help="Seconds without any progress after which a run ends and says which process hung and where; 0: "
+        "never.",
     )
 
 

@@ -79,7 +79,8 @@ def _convert_one(raw: Any, field_type: FieldType, where: str) -> Any:
         return _number(raw, where)
     if base is Path:
         return Path(_plain_text(_require(raw, isinstance(raw, str | Path), "a path", where), where))
-    return _plain_text(_require(raw, isinstance(raw, str), "text", where), where)
+    quotes = "text in quotes" if isinstance(raw, int | float) else "text"  # YAML reads 24:00:00 as a number
+    return _plain_text(_require(raw, isinstance(raw, str), quotes, where), where)
 
 
 def _plain_text(raw: str | Path, where: str) -> Any:

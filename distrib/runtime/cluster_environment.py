@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
+from distrib.errors import InputError
+from distrib.runtime.devices import sees_own_gpu_only
+from distrib.runtime.meeting_point import MeetingPoint, meeting_point
 from distrib.runtime.topology import Topology
 
 
 class PlacedEnvironment(ClusterEnvironment):
-    """A job whose processes were placed by a launcher and have joined already."""
+    """A job whose processes were placed by a launcher and have joined already.
 
-    def __init__(self, topology: Topology) -> None:
+    Where each process sees one GPU alone, ``device`` being that of ``--device``, Lightning is told that each
+    has a machine of its own: it takes the GPU of the local rank's number.
+    """
+
+    def __init__(self, topology: Topology, *, device: str = "cpu") -> None:
         super().__init__()
         self._topology = topology
+        self._alone = sees_own_gpu_only(device, topology)
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -24,12 +33,19 @@ class PlacedEnvironment(ClusterEnvironment):
     @property
     def main_address(self) -> str:
         """Where the processes have met."""
-        return os.environ.get("MASTER_ADDR", "127.0.0.1")
+        return self._point.host
 
     @property
     def main_port(self) -> int:
         """Where the processes have met."""
-        return int(os.environ.get("MASTER_PORT", "0"))
+        return self._point.port
+
+    @cached_property
+    def _point(self) -> MeetingPoint:
+        try:
+            return meeting_point(os.environ, self._topology)
+        except InputError:
+            return MeetingPoint(host="127.0.0.1", port=0)  # one process has met nobody
 
     @staticmethod
     def detect() -> bool:
@@ -52,8 +68,8 @@ class PlacedEnvironment(ClusterEnvironment):
 
     def local_rank(self) -> int:
         """The rank among those of the node."""
-        return self._topology.local_rank
+        return 0 if self._alone else self._topology.local_rank
 
     def node_rank(self) -> int:
         """The number of the node."""
-        return self._topology.node_rank
+        return self._topology.rank if self._alone else self._topology.node_rank

@@ -20,6 +20,9 @@ def lightning_device(device: str, topology: Topology) -> dict[str, Any]:
     kind, _, number = process_device(device, topology).partition(":")
     accelerator = "gpu" if kind == "cuda" else kind
     devices: list[int] | int = [int(number)] if kind == "cuda" else 1
+    if sees_own_gpu_only(device, topology):
+        # With a PlacedEnvironment of this device, for which each process has a machine of its own.
+        return {"accelerator": accelerator, "devices": devices, "num_nodes": topology.world_size}
     if topology.local_world_size > 1:
         devices = topology.local_world_size
     return {"accelerator": accelerator, "devices": devices, "num_nodes": topology.nodes}
@@ -27,6 +30,9 @@ def lightning_device(device: str, topology: Topology) -> dict[str, Any]:
 
 def process_device(device: str, topology: Topology) -> str:
     """The torch device of one of several processes: each GPU of a node serves one.
+
+    A process that sees one GPU alone takes it: a scheduler has bound it to that. Whether it is another one
+    for each process, no process can tell by itself.
 
     Raises InputError where a node has fewer GPUs than processes, or all are sent to one device.
     """
@@ -39,12 +45,20 @@ def process_device(device: str, topology: Topology) -> str:
         raise InputError(
             f"--device {device}: {topology.local_world_size} processes cannot share it; use cpu or cuda."
         )
+    if sees_own_gpu_only(device, topology):
+        return "cuda:0"
     if topology.local_world_size > torch.cuda.device_count():
         raise InputError(
             f"{topology.local_world_size} processes on a machine with {torch.cuda.device_count()} GPU(s); "
             "start one for each, or use --device cpu."
         )
     return f"cuda:{topology.local_rank if topology.local_world_size > 1 else int(number or 0)}"
+
+
+def sees_own_gpu_only(device: str, topology: Topology) -> bool:
+    """Whether one of several processes of a node would compute on the only GPU that it sees."""
+    wants = device.partition(":")[0] in ("auto", "cuda", "gpu")
+    return wants and topology.local_world_size > 1 and torch.cuda.device_count() == 1
 
 
 def use_device(device: str, topology: Topology) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar, cast
@@ -12,7 +14,10 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from distrib.errors import KetosError, PeerError, RunError
+from distrib.errors import KetosError, PeerError, PeerLost, RunError, TimeoutReached
+from distrib.runtime.meeting_point import meeting_point
+from distrib.runtime.phases import Phases
+from distrib.runtime.rendezvous import Meeting, meet
 from distrib.runtime.topology import Topology
 
 Result = TypeVar("Result")
@@ -20,16 +25,28 @@ Result = TypeVar("Result")
 TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for a process that does not come: rank zero may be compiling meanwhile."""
 
+RENDEZVOUS_SECONDS = 300.0
+
+_TIMED_OUT = re.compile(r"timed? ?out", re.I)
+
 _PEER_GONE = re.compile(
     r"closed by peer|Connection reset|Connection refused|NCCL|Broken pipe|recvBytes|Timed out", re.I
 )
 
 
 class Processes:
-    """The processes of a job as one of them sees them. Every method is called by all, in the same order."""
+    """The processes of a job as one of them sees them. Every method is called by all, in the same order.
 
-    def __init__(self, topology: Topology) -> None:
+    ``phases`` hears of each exchange, and of what else the process says it does. ``hosts`` are the machines
+    of all, by rank, where they have met.
+    """
+
+    def __init__(
+        self, topology: Topology, *, hosts: Sequence[str] = (), phases: Phases | None = None
+    ) -> None:
         self.topology = topology
+        self.hosts = tuple(hosts)
+        self.phases = phases or Phases()
 
     @property
     def several(self) -> bool:
@@ -41,13 +58,15 @@ class Processes:
         if not self.several:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.float64)
-        dist.all_reduce(total)
+        with self.phases.exchange():
+            dist.all_reduce(total)
         return cast("list[float]", total.tolist())
 
     def sum_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """``tensor`` summed over all processes, in place, on its device."""
         if self.several:
-            dist.all_reduce(tensor)
+            with self.phases.exchange():
+                dist.all_reduce(tensor)
         return tensor
 
     def gather(self, item: Result) -> list[Result]:
@@ -55,7 +74,8 @@ class Processes:
         if not self.several:
             return [item]
         items: list[Any] = [None] * self.topology.world_size
-        dist.all_gather_object(items, item)
+        with self.phases.exchange():
+            dist.all_gather_object(items, item)
         return items
 
     def agree(self, function: Callable[[], Result]) -> Result:
@@ -93,7 +113,7 @@ class Processes:
         them that it is gone before it hands over what it had sent.
         """
         if self.several:
-            with suppress(RuntimeError):
+            with suppress(RuntimeError), self.phases.exchange():
                 dist.all_reduce(torch.zeros(1))
 
     def on_first(self, function: Callable[[], Result]) -> Result:
@@ -101,7 +121,8 @@ class Processes:
         result = self.agree(lambda: function() if self.topology.first else None)
         if self.several:
             box = [result]
-            dist.broadcast_object_list(box, src=0)
+            with self.phases.exchange():
+                dist.broadcast_object_list(box, src=0)
             result = box[0]
         return cast(Result, result)
 
@@ -121,40 +142,81 @@ def peer_gone(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def joined(topology: Topology, *, device: str, group_of_one: bool = False) -> Iterator[Processes]:
+def joined(
+    topology: Topology,
+    *,
+    device: str,
+    group_of_one: bool = False,
+    timeout: float = RENDEZVOUS_SECONDS,
+    stall_timeout: float = 0.0,
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[Processes]:
     """Join the processes of the job, for collectives on the CPU and where ``--device`` allows it on GPUs.
 
     A single process makes a group only where ``group_of_one`` asks for it, as sharded strategies need it.
+    All must come within ``timeout`` seconds. Where somebody watches for stalls of ``stall_timeout`` seconds
+    during the block, collectives wait for longer than that. ``environ`` says where to meet (None: the
+    environment of this process).
 
-    Raises RunError where they do not come together, or one of them ends during the block.
+    Raises:
+        InputError: the meeting point is none, or another program's.
+        TimeoutReached: processes have not come, or one has not answered for as long as collectives wait.
+        PeerLost: another process has ended.
     """
     if topology.world_size == 1 and not group_of_one:
         yield Processes(topology)
         return
-    cuda = not device.startswith("cpu") and torch.cuda.is_available()
-    try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=HashStore() if topology.world_size == 1 else None,
-            rank=topology.rank,
-            world_size=topology.world_size,
-            timeout=TIMEOUT,
-        )
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(
-            f"Process {topology.rank} of {topology.world_size} could not join the others ({reason}); check "
-            "MASTER_ADDR, MASTER_PORT and the network between the nodes."
-        ) from error
-    processes = Processes(topology)
+    meeting = _met(topology, timeout, os.environ if environ is None else environ)
+    waits = max(TIMEOUT, timedelta(seconds=2 * stall_timeout))
+    _make_group(topology, meeting, device=device, timeout=timeout, waits=waits)
+    processes = Processes(topology, hosts=meeting.hosts)
+    began = time.monotonic()
     try:
         yield processes
         processes.part()
     except RuntimeError as error:
         if not peer_gone(error):
             raise
-        raise RunError(
+        where = processes.phases.current
+        if _TIMED_OUT.search(str(error)) and time.monotonic() - began >= waits.total_seconds():
+            raise TimeoutReached(
+                f"Process {topology.rank} has waited {waits.total_seconds():.0f} s for the others "
+                f"({where.name}); their logs say what they are doing."
+            ) from error
+        raise PeerLost(
             "Another process of this job has ended or does not answer; its message or its launcher says why."
         ) from error
     # Not after an error: a process that has ended would be waited for.
     dist.destroy_process_group()
+
+
+def _met(topology: Topology, timeout: float, environ: Mapping[str, str]) -> Meeting:
+    if topology.world_size == 1:
+        return Meeting(store=HashStore(), hosts=())
+    return meet(topology, meeting_point(environ, topology), timeout=timeout)
+
+
+def _make_group(
+    topology: Topology, meeting: Meeting, *, device: str, timeout: float, waits: timedelta
+) -> None:
+    """Connect those who have met with each other: that they reach the store does not say that they can."""
+    cuda = not device.startswith("cpu") and torch.cuda.is_available()
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=meeting.store,
+            rank=topology.rank,
+            world_size=topology.world_size,
+            timeout=timedelta(seconds=timeout),
+        )
+        # Torch has no public name for it.
+        dist.distributed_c10d._set_pg_timeout(waits)
+    except (RuntimeError, ValueError) as error:
+        timed_out = _TIMED_OUT.search(str(error)) is not None
+        kind = TimeoutReached if timed_out else PeerLost if peer_gone(RuntimeError(error)) else RunError
+        raise kind(
+            f"Process {topology.rank} of {topology.world_size} has met the others "
+            f"({', '.join(dict.fromkeys(meeting.hosts))}) but cannot connect to all of them "
+            f"({str(error).splitlines()[0]}); see that no firewall is between the nodes, and set "
+            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the network they share."
+        ) from error

@@ -67,9 +67,14 @@ def topology_of(environment: Mapping[str, str]) -> Topology:
     """
     if "RANK" in environment or "WORLD_SIZE" in environment:
         return _read(environment, _TORCHRUN)
-    if "SLURM_PROCID" not in environment or _is_batch_script(environment):
+    if not is_step(environment):
         return Topology()
     return _read(environment, _SRUN) if any(n in environment for n in _SRUN.world_size) else Topology()
+
+
+def is_step(environment: Mapping[str, str]) -> bool:
+    """Whether srun has started this process as one of its tasks."""
+    return "SLURM_PROCID" in environment and not _is_batch_script(environment)
 
 
 def _is_batch_script(environment: Mapping[str, str]) -> bool:
@@ -106,6 +111,11 @@ def _first_set(environment: Mapping[str, str], names: tuple[str, ...]) -> str:
 
 def _number(environment: Mapping[str, str], name: str, default: int | None) -> int:
     text = environment.get(name, "" if default is None else str(default))
+    if re.fullmatch(r"\d+(\(x\d+\))?(,\d+(\(x\d+\))?)+", text):
+        raise InputError(
+            f"The environment has {name}={text}: not every node has the same number of processes; ask srun "
+            "for --ntasks-per-node, or unset its variables to run one process."
+        )
     # SLURM writes 2(x3) for two tasks on each of three nodes.
     text = re.sub(r"^(\d+)\(x\d+\)$", r"\1", text)
     if not text.isdecimal():

@@ -47,6 +47,7 @@ from distrib.training.saving import Saving
 from distrib.training.setup import PreparedRun
 from distrib.training.step_log import StepLog
 from distrib.training.stopping import EarlyStopping
+from distrib.training.watching import Watching
 
 _EXTENSIONS = {"safetensors": "safetensors", "coreml": "mlmodel"}
 _EXPORT = re.compile(r"best_-?\d+\.\d+\.(safetensors|mlmodel)")
@@ -101,7 +102,7 @@ def fit(run: PreparedRun, *, claimed: RunDirectory | None, on_event: OnEvent) ->
         max_epochs=_last_epoch(options) or -1,
         callbacks=_callbacks(run, module, store, claimed, on_event),
         # The processes that are there, whatever the variables of a scheduler around them say.
-        plugins=[PlacedEnvironment(topology)],
+        plugins=[PlacedEnvironment(topology, device=run.globals_.device)],
         logger=_logger(options) if topology.first else False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -121,6 +122,7 @@ def fit(run: PreparedRun, *, claimed: RunDirectory | None, on_event: OnEvent) ->
             claimed.check()
         return export_best(options, module.bad_lines, on_event)
 
+    processes.phases.enter("exporting")
     return processes.on_first(export)
 
 
@@ -247,7 +249,7 @@ def _callbacks(
             RunEvents(on_event),
         ]
     # What the others record of a step must stand there before a checkpoint says that it was done.
-    return [*callbacks, saving]
+    return [*callbacks, saving, Watching(processes.phases, stream=run.training)]
 
 
 def _last_epoch(options: Train) -> int | None:

@@ -68,3 +68,31 @@ def test_whatever_the_variables_hold_there_is_a_sane_topology_or_a_sentence(
     assert 0 <= found.rank < found.world_size
     assert 0 <= found.local_rank < found.local_world_size
     assert found.nodes * found.local_world_size == found.world_size
+
+
+@pytest.mark.parametrize("tasks", ["2,1", "3(x2),2", "2(x2),1(x3)"])
+def test_nodes_with_different_numbers_of_tasks_are_refused(tasks: str) -> None:
+    """Which GPUs of a node are whose would be guessed."""
+    with pytest.raises(InputError, match=r"not every node has the same number .* --ntasks-per-node"):
+        topology_of(
+            {
+                "SLURM_PROCID": "0",
+                "SLURM_NTASKS": "9",
+                "SLURM_STEP_ID": "0",
+                "SLURM_STEP_TASKS_PER_NODE": tasks,
+            }
+        )
+
+
+def test_srun_says_all_there_is_to_know() -> None:
+    found = topology_of(
+        {
+            "SLURM_PROCID": "5",
+            "SLURM_STEP_NUM_TASKS": "8",
+            "SLURM_LOCALID": "1",
+            "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+            "SLURM_NODEID": "1",
+            "SLURM_STEP_ID": "0",
+        }
+    )
+    assert found == Topology(rank=5, world_size=8, local_rank=1, local_world_size=4, node_rank=1)
