@@ -43,19 +43,21 @@ def run_attempts(
     requeue: Callable[[], None] | None = None,
     job: str | None = None,
     wait_for_other: bool = False,
+    followed: bool = False,
     echo: Callable[[str], None] = print,
 ) -> int:
     """Attempts until the command is done or it is no use; the exit code for whoever has started this.
 
     ``requeue`` gives the job back to its scheduler, which starts a new agent later; without it attempts that
     were preempted are made again in place. ``job`` is the scheduler's name of this job. An agent that finds
-    another at work refuses, or with ``wait_for_other`` waits until that one has ended.
+    another at work refuses, or with ``wait_for_other`` waits until that one has ended. ``followed`` says that
+    what rank zero prints is shown anyway, so that its last sentence needs no repeating.
 
     Raises InputError where another agent is at work, KetosError where the run directory is of no use.
     """
     stop = StopRequest(plan.run_dir)
     with heeding_signals(stop, *_SIGNALS), _alone(plan, stop, wait=wait_for_other, echo=echo):
-        agent = _Agent(plan, start, requeue=requeue, job=job, stop=stop, echo=echo)
+        agent = _Agent(plan, start, requeue=requeue, job=job, stop=stop, echo=echo, followed=followed)
         while True:
             code = agent.next()
             if code is not None:
@@ -74,9 +76,10 @@ class _Agent:
         job: str | None,
         stop: StopRequest,
         echo: Callable[[str], None],
+        followed: bool,
     ) -> None:
         self._plan, self._start, self._requeue, self._job = plan, start, requeue, job
-        self._stop, self._echo = stop, echo
+        self._stop, self._echo, self._followed = stop, echo, followed
         self._events = EventLog(plan.run_dir / EVENTS)
 
     def next(self) -> int | None:
@@ -151,7 +154,8 @@ class _Agent:
             nodes=outcome.nodes,
             processes=outcome.processes,
         )
-        return self._follow(decision, cause, sentence, past)
+        seen = self._followed and guilty is not None and guilty.rank == 0
+        return self._follow(decision, cause, "" if seen else sentence, past)
 
     def _possible(self, decision: Decision) -> Decision:
         """A requeue where there is a queue; else another attempt, or the end of an agent that was told to."""
@@ -164,12 +168,13 @@ class _Agent:
     def _follow(self, decision: Decision, cause: str, sentence: str, past: list[PastAttempt]) -> int | None:
         if cause == "done":
             return 0
-        told = (
-            f"attempt {past[-1].number}: {sentence}" if sentence else f"attempt {past[-1].number} ({cause})"
+        told = f"attempt {past[-1].number} ({cause}): {sentence}".removesuffix(": ") + (
+            "" if sentence else "."
         )
         if decision.action == "end":
-            why = f" Not started again: {decision.reason}." if decision.reason else ""
-            self._echo(f"{told}{why}")
+            if sentence or cause not in ("input", "run"):
+                why = f" Not started again: {decision.reason}." if decision.reason else ""
+                self._echo(f"{told}{why}")
             return decision.code
         if decision.action == "requeue" and self._requeue is not None:
             self._echo(f"{told} The job is queued again.")

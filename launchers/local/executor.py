@@ -11,12 +11,14 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from distrib.config.launching import time_limit_minutes
+from distrib.errors import RunError
+from distrib.runtime.directory.lease_file import lease_in_force
 from launchers.agent import run_attempts
 from launchers.attempts import Attempt, Outcome
 from launchers.commands import shown_command
 from launchers.local.elastic import read_codes
 from launchers.local.environment import check_machine
-from launchers.places import agent_log
+from launchers.places import agent_log, launch_folder
 from launchers.plan import LaunchPlan
 from launchers.stop import StopRequest
 
@@ -41,18 +43,25 @@ def dry_run(plan: LaunchPlan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run_here(plan: LaunchPlan, *, echo: Callable[[str], None] = print) -> int:
-    """Run a plan in this process, which is its agent, until its end; the exit code."""
+def run_here(plan: LaunchPlan, *, echo: Callable[[str], None] = print, followed: bool = False) -> int:
+    """Run a plan in this process, which is its agent, until its end; the exit code.
+
+    ``followed`` says that what rank zero prints is shown anyway.
+    """
 
     def start(attempt: Attempt, stop: StopRequest) -> Outcome:
         return start_attempt(plan, attempt, stop)
 
-    return run_attempts(plan, start, echo=echo)
+    return run_attempts(plan, start, echo=echo, followed=followed)
 
 
 def submit(plan: LaunchPlan) -> int:
-    """Run a plan in a process of its own, which stays when this one ends; its process id."""
+    """Run a plan in a process of its own, which stays when this one ends; its process id.
+
+    Raises RunError where it ends before it has taken up its work.
+    """
     with agent_log(plan.run_dir).open("ab") as log:
+        log_size = log.tell()
         process = subprocess.Popen(  # noqa: S603
             [plan.python, "-m", "launchers.local", str(plan.run_dir)],
             stdin=subprocess.DEVNULL,
@@ -61,6 +70,14 @@ def submit(plan: LaunchPlan) -> int:
             cwd=plan.folder,
             start_new_session=True,
         )
+    while lease_in_force(launch_folder(plan.run_dir)) is None:
+        if process.poll() is not None and process.returncode:
+            printed = agent_log(plan.run_dir).read_bytes()[log_size:].decode(errors="replace").strip()
+            reason = printed.splitlines()[-1].removeprefix("Error: ") if printed else "it says nothing"
+            raise RunError(f"The agent of {plan.run_dir} ended at once: {reason}")
+        if process.poll() is not None:
+            break
+        time.sleep(_LOOK)
     return process.pid
 
 
