@@ -138,7 +138,7 @@ class _Agent:
             self._events.append("smaller_batch", **batch)
         guilty = culprit(cause, endings)
         sentence = outcome.sentence or _sentence_of(attempt, outcome, cause)
-        if guilty is not None:
+        if guilty is not None and outcome.cause is None:
             sentence = guilty.sentence
         self._events.append(
             "attempt_end",
