@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from distrib.errors import InputError
+import shutil
+
+from distrib.errors import InputError, KetosError
 from distrib.files import write_error
+from distrib.runtime.directory.events import EVENTS, EventLog
+from launchers.history import read_history
 from launchers.places import cancel_file, plan_file
 from launchers.plan import LaunchPlan, read_plan
 from launchers.states import Job
@@ -45,3 +49,24 @@ def ask_to_end(plan: LaunchPlan) -> None:
         path.touch()
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def forget(plan: LaunchPlan, error: KetosError, *, new: bool) -> None:
+    """Undo the record of a launch that was not taken: a ``new`` run directory goes; else it says why not."""
+    if new:
+        shutil.rmtree(plan.run_dir, ignore_errors=True)
+        return
+    if not plan.run_dir.exists():
+        return
+    number = read_history(plan.run_dir).numbered + 1
+    events = EventLog(plan.run_dir / EVENTS)
+    events.append("attempt", attempt=number, target=plan.target)
+    events.append(
+        "attempt_end",
+        attempt=number,
+        cause="input" if error.exit_code == InputError.exit_code else "run",
+        decision="end",
+        code=error.exit_code,
+        sentence=str(error),
+        seconds=0.0,
+    )

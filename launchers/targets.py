@@ -19,8 +19,8 @@ class Executor(Protocol):
     def dry_run(self, plan: LaunchPlan) -> str:
         """Exactly what would run."""
 
-    def run_here(self, plan: LaunchPlan, *, echo: Callable[[str], None]) -> int:
-        """Run the agent in this process until the end; the exit code."""
+    def run_here(self, plan: LaunchPlan, *, echo: Callable[[str], None], followed: bool) -> int:
+        """Run the agent in this process until the end; the exit code. ``followed``: rank zero is shown."""
 
 
 def executor_of(target: Target) -> Executor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +16,7 @@ import click
 
 from distrib.cli.options import section_options
 from distrib.config.launching import LocalLaunch, RayLaunch, SlurmLaunch, Target
-from distrib.errors import InputError
+from distrib.errors import InputError, KetosError
 
 if TYPE_CHECKING:
     from distrib.cli.launching import PlannedRun
@@ -119,66 +122,87 @@ def _begin(planned: PlannedRun) -> None:
     )
 
 
-def _keep(directory: Path | None, runs: list[PlannedRun]) -> None:
+@contextmanager
+def _kept(directory: Path | None, runs: list[PlannedRun]) -> Iterator[None]:
+    """Put launches on record for the block that submits them; what fails there leaves no trace of them, but
+    in run directories that were there before, where it stands on record."""
     from distrib.cli.launching import keep_sweep
+    from launchers.begin import forget
 
-    if directory is not None:
-        keep_sweep(directory, runs)
-    for each in runs:
-        _begin(each)
+    new = [each.plan for each in runs if not each.plan.run_dir.exists()]
+    sweep_is_new = directory is not None and not directory.exists()
+    try:
+        for each in runs:
+            _begin(each)
+        if directory is not None:
+            keep_sweep(directory, runs)
+        yield
+    except KetosError as error:
+        for each in runs:
+            forget(each.plan, error, new=each.plan in new)
+        if sweep_is_new and directory is not None:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 def _run_locally(directory: Path | None, runs: list[PlannedRun], options: Launch) -> int:
-    from launchers.local.executor import check, run_here, submit
+    from launchers.local.executor import check, submit
 
     check(runs[0].plan)
-    if options.wait is False and directory is not None:
-        raise InputError("--detach: a local sweep makes one run after the other; run it without.")
-    _keep(directory, runs)
     if options.wait is False:
-        process = submit(runs[0].plan)
+        if directory is not None:
+            raise InputError("--detach: a local sweep makes one run after the other; run it without.")
+        with _kept(directory, runs):
+            process = submit(runs[0].plan)
         _say_where(runs[0].plan, f"process {process}")
         return 0
-    codes = [_in_foreground(each.plan, lambda plan: run_here(plan, echo=_tell)) for each in runs]
-    return max(codes)
+    with _kept(directory, runs):
+        pass
+    return max(_in_foreground(each.plan) for each in runs)
 
 
 def _run_on_slurm(directory: Path | None, runs: list[PlannedRun], options: Launch) -> int:
-    import os
-
     from launchers.slurm.environment import inside_allocation
-    from launchers.slurm.executor import check, run_here, submit, submit_sweep
+    from launchers.slurm.executor import check, submit, submit_sweep
+    from launchers.slurm.job import restarted
 
     plans = [each.plan for each in runs]
     if inside_allocation(os.environ):
-        _keep(directory, runs)
-        return max(_in_foreground(plan, lambda each: run_here(each, echo=_tell)) for plan in plans)
+        # A job that was queued again goes on with the launch that it was.
+        if not all(restarted(plan.run_dir, os.environ) for plan in plans):
+            with _kept(directory, runs):
+                pass
+        return max(map(_in_foreground, plans))
     check(plans[0])
-    _keep(directory, runs)
-    job = submit(plans[0]) if directory is None else submit_sweep(plans, directory)
+    with _kept(directory, runs):
+        job = submit(plans[0]) if directory is None else submit_sweep(plans, directory)
     _say_where(plans[0], f"job {job.id}", directory)
     return _wait(directory or plans[0].run_dir) if options.wait else 0
 
 
 def _run_on_ray(directory: Path | None, runs: list[PlannedRun], options: Launch) -> int:
-    from launchers.ray.executor import check, run_here, submit
+    from launchers.ray.executor import check, submit
 
     plans = [each.plan for each in runs]
     check(plans[0])
-    _keep(directory, runs)
     if options.wait is False:
-        for plan in plans:
-            _say_where(plan, f"job {submit(plan).id}")
+        with _kept(directory, runs):
+            jobs = [submit(plan) for plan in plans]
+        for plan, job in zip(plans, jobs, strict=True):
+            _say_where(plan, f"job {job.id}")
         return 0
-    return max(_in_foreground(plan, lambda each: run_here(each, echo=_tell)) for plan in plans)
+    with _kept(directory, runs):
+        pass
+    return max(map(_in_foreground, plans))
 
 
-def _in_foreground(plan: LaunchPlan, run: Callable[[LaunchPlan], int]) -> int:
+def _in_foreground(plan: LaunchPlan) -> int:
     """Run an agent here, with what rank zero prints shown as it comes."""
     from launchers.following import following
+    from launchers.targets import executor_of
 
     with following(plan):
-        return run(plan)
+        return executor_of(plan.target).run_here(plan, echo=_tell, followed=True)
 
 
 def _tell(sentence: str) -> None:

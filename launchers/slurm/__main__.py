@@ -1,0 +1,37 @@
+"""The agent in the batch step of a job: ``python -m launchers.slurm RUN_DIR`` or ``--sweep DIR TASK``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+from distrib.errors import InputError, KetosError
+from launchers.plan import read_plan
+from launchers.slurm.executor import run_agent
+
+
+def main(words: list[str]) -> int:
+    """Run the plan in a run directory, or that of a sweep's task; the exit code of the job."""
+    try:
+        run_dir = task_of_sweep(Path(words[1]), words[2]) if words[0] == "--sweep" else Path(words[0])
+        return run_agent(read_plan(run_dir), echo=partial(print, flush=True))
+    except KetosError as error:
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+def task_of_sweep(directory: Path, task: str) -> Path:
+    """The run directory of a task of a job array. Raises InputError where the sweep lists none."""
+    path = directory / "sweep.json"
+    try:
+        return Path(json.loads(path.read_bytes())[int(task)])
+    except (OSError, ValueError, TypeError, IndexError, KeyError) as error:
+        raise InputError(
+            f"{path}: names no run directory for task {task} ({error}); launch it again."
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
