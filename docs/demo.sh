@@ -33,7 +33,7 @@ say "3. Train a small network on two processes, and kill all of it without warni
 train &
 training=$!
 while [ ! -e demo/run/last.ckpt ] && kill -0 $training 2>/dev/null; do sleep 0.2; done
-kill_all "demo/run" && echo "killed"
+kill_all "train -f binary -o demo/run" && kill_all "$PWD/demo/run" && echo "killed"
 wait $training 2>/dev/null || true
 
 say "4. The same command goes on where it was; when only its processes are killed it starts them again by itself"

@@ -7,6 +7,8 @@ trains once; all that it decides stands in ``events.jsonl``.
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import os
 import signal
 import time
@@ -22,17 +24,17 @@ from distrib.runtime.directory.lease_file import lease_in_force
 from launchers.attempts import Attempt, Outcome
 from launchers.history import History, read_history
 from launchers.micro_batch import batch_words, smaller_batch
-from launchers.places import launch_folder
+from launchers.places import last_attempt, launch_folder
 from launchers.plan import RESUMING, LaunchPlan
 from launchers.retry import Decision, PastAttempt, classify, culprit, decide
-from launchers.stop import StopRequest, heeding_signals
+from launchers.stop import TAKEN_OVER, StopRequest, heeding_signals
 
 Start = Callable[[Attempt, StopRequest], Outcome]
 """Starts all processes of an attempt and returns when none is left; looks once a second whether to stop."""
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _LONGEST_PAUSE = 30.0
-_BEAT = 2.0
+_BEAT = 4.0
 """Seconds between signs of life: three missed ones, and a job started anew takes over."""
 
 
@@ -56,7 +58,8 @@ def run_attempts(
     Raises InputError where another agent is at work, KetosError where the run directory is of no use.
     """
     stop = StopRequest(plan.run_dir)
-    with heeding_signals(stop, *_SIGNALS), _alone(plan, stop, wait=wait_for_other, echo=echo):
+    with heeding_signals(stop, *_SIGNALS), _alone(plan, stop, wait=wait_for_other, echo=echo) as lease:
+        stop.lease = lease
         agent = _Agent(plan, start, requeue=requeue, job=job, stop=stop, echo=echo, followed=followed)
         while True:
             code = agent.next()
@@ -87,11 +90,8 @@ class _Agent:
         history = read_history(self._plan.run_dir)
         if history.end is not None:
             return int(history.end.end.get("code", 1))
-        attempt = Attempt.of(self._plan, history.numbered + 1, *self._overrides(history))
-        try:
-            attempt.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise write_error(attempt.folder, error) from error
+        number = max(history.numbered, last_attempt(self._plan.run_dir)) + 1
+        attempt = Attempt.of(self._plan, number, *self._overrides(history))
         self._events.append(
             "attempt",
             attempt=attempt.number,
@@ -101,6 +101,12 @@ class _Agent:
             nodes=self._plan.options.nodes,
             processes=self._plan.processes,
         )
+        try:
+            if not self._events.flush():  # without a record there would be no bound
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            attempt.folder.mkdir(parents=True)
+        except OSError as error:
+            raise write_error(attempt.folder, error) from error
         began = time.monotonic()
         outcome = self._outcome(attempt)
         return self._settle(attempt, outcome, time.monotonic() - began)
@@ -117,12 +123,16 @@ class _Agent:
 
     def _settle(self, attempt: Attempt, outcome: Outcome, seconds: float) -> int | None:
         """Put on record how it came out, and do what follows from that."""
+        if self._stop.reason == TAKEN_OVER:
+            raise RunError(f"{self._plan.run_dir}: another agent has taken this run over; this one ends.")
         endings = read_endings(attempt.folder)
         cancelled = self._stop.cancelled or self._stop.signal == signal.SIGINT
         cause = classify(outcome, endings, cancelled=cancelled)
         history = read_history(self._plan.run_dir)
         # Its end is not on record yet: what has been saved counts as its own.
         past = [*history.past()[:-1], PastAttempt(number=attempt.number, cause=cause, step=history.step)]
+        if self._plan.command not in RESUMING:  # these say nothing of how far they come
+            past = [dataclasses.replace(each, step=each.number) for each in past]
         options = self._plan.options
         batch = smaller_batch(self._plan, history.batch) if cause == "memory" and options.auto_batch else None
         decision = decide(
@@ -195,7 +205,7 @@ class _Agent:
         micro-batch."""
         if self._plan.command not in RESUMING:
             return []
-        first = [] if history.trained else list(self._plan.first)
+        first = [] if history.saved else list(self._plan.first)
         return [*first, *batch_words(self._plan, history.batch)]
 
 
@@ -218,7 +228,9 @@ def _sentence_of(attempt: Attempt, outcome: Outcome, cause: str) -> str:
 
 
 @contextmanager
-def _alone(plan: LaunchPlan, stop: StopRequest, *, wait: bool, echo: Callable[[str], None]) -> Iterator[None]:
+def _alone(
+    plan: LaunchPlan, stop: StopRequest, *, wait: bool, echo: Callable[[str], None]
+) -> Iterator[Lease]:
     """Hold the lease of the launch; one of an agent that gives no sign of life is taken over."""
     folder = launch_folder(plan.run_dir)
     told = False
@@ -245,4 +257,4 @@ def _alone(plan: LaunchPlan, stop: StopRequest, *, wait: bool, echo: Callable[[s
             told = True
             time.sleep(1.0)
     with lease:
-        yield
+        yield lease

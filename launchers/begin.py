@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 
 from distrib.errors import InputError, KetosError
 from distrib.files import write_error
 from distrib.runtime.directory.events import EVENTS, EventLog
+from distrib.runtime.directory.machine import this_process
 from launchers.history import read_history
 from launchers.places import cancel_file, plan_file
-from launchers.plan import LaunchPlan, read_plan
+from launchers.plan import LaunchPlan, read_plan, write_plan
 from launchers.states import Job
 from launchers.status import status_of
 
@@ -27,6 +29,20 @@ def job_of(plan: LaunchPlan) -> Job | None:
     from launchers.local.job import find as find_local
 
     return find_local(plan)
+
+
+def put_on_record(plan: LaunchPlan) -> None:
+    """Write a plan and its launch, by this process, into the run directory. Raises KetosError."""
+    write_plan(plan)
+    cancel_file(plan.run_dir).unlink(missing_ok=True)
+    EventLog(plan.run_dir / EVENTS).append(
+        "launch",
+        target=plan.target,
+        command=plan.command,
+        nodes=plan.options.nodes,
+        processes=plan.processes,
+        by=asdict(this_process()),
+    )
 
 
 def refuse_running(plan: LaunchPlan) -> None:

@@ -6,50 +6,60 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from launchers.history import read_history
-from launchers.places import attempt_folder, rank_log
+from launchers.places import attempt_folder, last_attempt, rank_log
 from launchers.plan import LaunchPlan
 from launchers.status import log_files
 
 _LOOK = 0.2
+_CHUNK = 1 << 20
 
 
 class _Follower:
-    """Shows a rank's log of each attempt from where it was last looked at; attempts after ``since`` only."""
+    """Shows a rank's log from the attempt ``number`` on, of that one what comes after ``shown`` bytes."""
 
-    def __init__(self, plan: LaunchPlan, rank: int, since: int, out: BinaryIO) -> None:
+    def __init__(self, plan: LaunchPlan, rank: int, number: int, shown: int, out: BinaryIO) -> None:
         self._plan, self._rank, self._out = plan, rank, out
-        self._number, self._shown = since, 0
+        self._number, self._shown = number, shown
 
     def show(self) -> None:
         """Show what has come since the last look."""
-        following = rank_log(attempt_folder(self._plan.run_dir, self._number + 1), self._rank)
-        self._show(rank_log(attempt_folder(self._plan.run_dir, self._number), self._rank))
-        while following.exists():
+        self._show()
+        while attempt_folder(self._plan.run_dir, self._number + 1).exists():
             self._number, self._shown = self._number + 1, 0
-            self._show(following)
-            following = rank_log(attempt_folder(self._plan.run_dir, self._number + 1), self._rank)
+            self._show()
 
-    def _show(self, path: Path) -> None:
-        try:
-            with path.open("rb") as file:
-                file.seek(self._shown)
-                data = file.read()
-        except OSError:
-            return
-        self._shown += len(data)
-        self._out.write(data)
-        self._out.flush()
+    def _show(self) -> None:
+        with suppress(OSError):
+            self._shown += show_file(self._log(), self._out, after=self._shown)
+
+    def _log(self) -> Path:
+        return rank_log(attempt_folder(self._plan.run_dir, self._number), self._rank)
+
+
+def show_file(path: Path, out: BinaryIO, *, after: int = 0) -> int:
+    """Write what a file has after so many bytes, which may be much; the bytes written. Raises OSError."""
+    written = 0
+    with path.open("rb") as file:
+        file.seek(after)
+        while chunk := file.read(_CHUNK):
+            out.write(chunk)
+            written += len(chunk)
+    if written:
+        out.flush()
+    return written
 
 
 @contextmanager
 def following(plan: LaunchPlan, *, rank: int = 0) -> Iterator[None]:
     """Show during the block what a rank prints in new attempts."""
-    follower = _Follower(plan, rank, read_history(plan.run_dir).numbered, sys.stdout.buffer)
+    number = last_attempt(plan.run_dir)
+    before = rank_log(attempt_folder(plan.run_dir, number), rank)
+    shown = before.stat().st_size if before.is_file() else 0
+    follower = _Follower(plan, rank, number, shown, sys.stdout.buffer)
     ending = threading.Event()
 
     def watch() -> None:
@@ -68,8 +78,7 @@ def following(plan: LaunchPlan, *, rank: int = 0) -> Iterator[None]:
 
 def follow_logs(plan: LaunchPlan, *, rank: int, ended: Callable[[], bool]) -> None:
     """Show a rank's log of the newest attempt from its beginning, and of all that follow, until the end."""
-    attempts = read_history(plan.run_dir).attempts
-    follower = _Follower(plan, rank, attempts[-1].number if attempts else 0, sys.stdout.buffer)
+    follower = _Follower(plan, rank, last_attempt(plan.run_dir), 0, sys.stdout.buffer)
     while not ended():
         follower.show()
         time.sleep(_LOOK * 5)
@@ -82,7 +91,6 @@ def print_logs(plan: LaunchPlan, *, attempt: int | None, rank: int | None) -> No
     for path in paths:
         if len(paths) > 1:
             print(f"== {path}", flush=True)
-        sys.stdout.buffer.write(path.read_bytes())
-        sys.stdout.buffer.flush()
+        show_file(path, sys.stdout.buffer)
     if not paths:
         print(f"no logs yet in {plan.run_dir}", file=sys.stderr)

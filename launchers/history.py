@@ -37,14 +37,14 @@ class AttemptRecord:
 @dataclass(frozen=True, kw_only=True)
 class History:
     """The attempts of the newest launch. ``numbered`` is the number of the last one of any launch, ``step``
-    the last global step saved, ``trained`` says whether a step has been begun since the launch, ``launch``
-    holds its facts, ``batch`` the micro-batch last chosen."""
+    the last global step saved, ``saved`` says whether there was one since the launch, ``launch`` holds its
+    facts, ``batch`` the micro-batch last chosen."""
 
     launch: Mapping[str, Any]
     attempts: Sequence[AttemptRecord]
     numbered: int
     step: int
-    trained: bool
+    saved: bool
     batch: Mapping[str, int]
 
     @property
@@ -65,23 +65,19 @@ def read_history(run_dir: Path) -> History:
     """The history of a run directory; empty where nothing has happened. Raises OSError."""
     launch: Mapping[str, Any] = {}
     attempts: list[AttemptRecord] = []
-    numbered, step, trained = 0, 0, False
+    numbered, step, saved = 0, 0, False
     batch: dict[str, int] = {}
     for event in read_events(run_dir / EVENTS):
         kind, number = event["event"], event.get("attempt")
         if kind == "launch":
-            launch, attempts, trained, batch = event, [], False, {}
+            launch, attempts, saved, batch = event, [], False, {}
         elif kind == "attempt" and isinstance(number, int):
             numbered = max(numbered, number)
             attempts.append(AttemptRecord(number=number, begin=event))
         elif kind == "attempt_end" and attempts and attempts[-1].number == number:
             attempts[-1] = AttemptRecord(number=number, begin=attempts[-1].begin, end=event, step=step)
         elif kind == "save" and isinstance(event.get("step"), int):
-            step = event["step"]
-        elif kind == "first_batch":
-            trained = True
+            step, saved = event["step"], True
         elif kind == "smaller_batch":
             batch = {key: event[key] for key in ("batch_size", "batch_pixels") if key in event}
-    return History(
-        launch=launch, attempts=attempts, numbered=numbered, step=step, trained=trained, batch=batch
-    )
+    return History(launch=launch, attempts=attempts, numbered=numbered, step=step, saved=saved, batch=batch)

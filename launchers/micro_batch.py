@@ -18,24 +18,30 @@ def smaller_batch(plan: LaunchPlan, now: Mapping[str, int]) -> dict[str, int] | 
     options = _options(plan)
     lines = now.get("batch_size", options.batch_size)
     pixels = now.get("batch_pixels", options.batch_pixels)
-    if lines > 1:
-        return {"batch_size": (lines + 1) // 2}
-    # One line at a time cannot be less; nor can a step cut by pixels, whose lines a checkpoint has fixed.
-    return None if lines or pixels < 2 else {"batch_pixels": pixels // 2}
+    if lines:  # pixels only bound a micro-batch of so many lines
+        halved = {"batch_pixels": pixels // 2} if pixels else {}
+        return {"batch_size": (lines + 1) // 2, **halved} if lines > 1 else None
+    # Steps are cut by pixels: twice as many of half the size are the same only where they can be halved.
+    return {"batch_pixels": pixels // 2} if pixels and pixels % 2 == 0 else None
 
 
 def batch_words(plan: LaunchPlan, batch: Mapping[str, int]) -> list[str]:
     """Options of the command for a micro-batch chosen anew; the global batch of a new run is held fast."""
+    if not batch:
+        return []
+    options = _options(plan)
     words = []
     if "batch_size" in batch:
         words += ["--batch-size", str(batch["batch_size"])]
-        if run_to_resume(plan.run_dir) is None:
-            options = _options(plan)
-            lines = options.batch_size * options.accumulate_grad_batches * plan.processes
-            words += ["--global-batch-size", str(options.global_batch_size or lines)]
     if "batch_pixels" in batch:
         words += ["--batch-pixels", str(batch["batch_pixels"])]
-    return words
+    if run_to_resume(plan.run_dir) is not None:
+        return words  # its checkpoint says what a step is
+    if "batch_size" in batch:
+        lines = options.batch_size * options.accumulate_grad_batches * plan.processes
+        return [*words, "--global-batch-size", str(options.global_batch_size or lines)]
+    times = options.accumulate_grad_batches * (options.batch_pixels // batch["batch_pixels"])
+    return [*words, "--accumulate-grad-batches", str(times)]
 
 
 def _options(plan: LaunchPlan) -> Any:

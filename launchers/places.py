@@ -23,6 +23,11 @@ def experiment_file(run_dir: Path) -> Path:
     return launch_folder(run_dir) / "experiment.yml"
 
 
+def variables_file(run_dir: Path) -> Path:
+    """Variables of the processes, for the user's own eyes."""
+    return launch_folder(run_dir) / "variables.json"
+
+
 def cancel_file(run_dir: Path) -> Path:
     """Its presence asks the agent, on whatever machine it is, to end the run."""
     return launch_folder(run_dir) / "cancel"
@@ -36,6 +41,12 @@ def agent_log(run_dir: Path) -> Path:
 def attempt_folder(run_dir: Path, number: int) -> Path:
     """Logs and endings of the processes of an attempt, counted from 1."""
     return launch_folder(run_dir) / "attempts" / f"{number:04}"
+
+
+def last_attempt(run_dir: Path) -> int:
+    """The number of the last attempt that has a folder; 0 without any."""
+    numbers = [path.name for path in attempt_folder(run_dir, 0).parent.glob("[0-9]*")]
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
 
 def rank_log(attempt: Path, rank: int) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -12,7 +14,7 @@ from distrib.config.launching import LAUNCHES, Launch, Target, environment_of
 from distrib.config.values import make_section
 from distrib.errors import InputError
 from distrib.files import write_error, written_whole
-from launchers.places import experiment_file, plan_file
+from launchers.places import experiment_file, plan_file, variables_file
 
 RESUMING = ("train", "pretrain")
 """Commands that go on by ``--resume auto`` with what an earlier attempt has done; others find out alone."""
@@ -63,6 +65,8 @@ class LaunchPlan:
 
 def write_plan(plan: LaunchPlan) -> None:
     """Keep a plan in its run directory. Raises KetosError with a sentence where that cannot be."""
+    options = {key: _plain(value) for key, value in dataclasses.asdict(plan.options).items()}
+    variables = options.pop("env")
     values = {
         "target": plan.target,
         "name": plan.name,
@@ -70,13 +74,16 @@ def write_plan(plan: LaunchPlan) -> None:
         "folder": str(plan.folder),
         "python": plan.python,
         "first": list(plan.first),
-        "options": {key: _plain(value) for key, value in dataclasses.asdict(plan.options).items()},
+        "options": options,
     }
     path = plan_file(plan.run_dir)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as file:
             file.write(json.dumps(values, indent=1).encode())
+        with written_whole(variables_file(plan.run_dir)) as file:
+            os.fchmod(file.fileno(), 0o600)  # there may be passwords among them
+            file.write(json.dumps(variables).encode())
     except OSError as error:
         raise write_error(path, error) from error
 
@@ -85,7 +92,7 @@ def read_plan(run_dir: Path) -> LaunchPlan:
     """The plan in a run directory. Raises InputError where there is none that can be read."""
     path = plan_file(run_dir)
     try:
-        return _parsed(json.loads(path.read_bytes()), run_dir.absolute())
+        return _parsed(json.loads(path.read_bytes()), _variables(run_dir), run_dir.absolute())
     except FileNotFoundError:
         raise InputError(
             f"{run_dir}: nothing was launched there; give the directory that `ketos launch` named."
@@ -94,7 +101,14 @@ def read_plan(run_dir: Path) -> LaunchPlan:
         raise InputError(f"{path}: cannot be read ({error}); launch the run again.") from None
 
 
-def _parsed(values: Any, run_dir: Path) -> LaunchPlan:
+def _variables(run_dir: Path) -> list[str]:
+    """The variables of the processes; none for somebody else, who may look at the run but not start it."""
+    with suppress(PermissionError):
+        return [str(each) for each in json.loads(variables_file(run_dir).read_bytes())]
+    return []
+
+
+def _parsed(values: Any, variables: list[str], run_dir: Path) -> LaunchPlan:
     if values["target"] not in get_args(Target):
         raise ValueError(f"unknown target {values['target']!r}")
     target = cast(Target, values["target"])
@@ -106,7 +120,7 @@ def _parsed(values: Any, run_dir: Path) -> LaunchPlan:
         folder=Path(values["folder"]),
         python=str(values["python"]),
         first=tuple(map(str, values["first"])),
-        options=make_section(LAUNCHES[target], "launch", values["options"]),
+        options=make_section(LAUNCHES[target], "launch", values["options"], {"env": variables}),
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distrib.runtime.directory.lease_file import lease_in_force
-from distrib.runtime.directory.machine import this_process
+from distrib.runtime.directory.machine import ProcessIdentity, this_process
 from launchers.attempts import Attempt
 from launchers.history import History, read_history
 from launchers.places import launch_folder
@@ -59,12 +59,12 @@ def _state(plan: LaunchPlan, history: History, job: Job | None) -> JobState:
     asked = JobState(name="unknown") if job is None else job.state()
     if asked.name in ("pending", "requeued", "cancelled"):
         return asked
-    lives = _agent_lives(plan)
+    lives = _agent_lives(plan, history)
     if lives:
         return JobState(name="running")
     if asked.name != "unknown" and not asked.ended:
         return asked
-    if lives is False or asked.ended:
+    if lives is False or asked.ended or (asked.name == "unknown" and _launcher_has_ended(history)):
         again = f"Its agent is gone without a word; `{_again(plan)}` goes on with it."
         return JobState(name="lost", sentence=again)
     return JobState(name="pending", sentence="No agent has begun yet.")
@@ -74,14 +74,22 @@ def _again(plan: LaunchPlan) -> str:
     return f"ketos launch {plan.target} … -- {plan.command} …"
 
 
-def _agent_lives(plan: LaunchPlan) -> bool | None:
+def _launcher_has_ended(history: History) -> bool:
+    """Whether the process that put the launch on record is known to have ended."""
+    try:
+        return ProcessIdentity(**history.launch["by"]).has_ended(this_process())
+    except (KeyError, TypeError):
+        return False
+
+
+def _agent_lives(plan: LaunchPlan, history: History) -> bool | None:
     """Whether the agent gives signs of life; None where there has never been one."""
     try:
         found = lease_in_force(launch_folder(plan.run_dir))
     except OSError:
         return None
     if found is None:
-        return False if read_history(plan.run_dir).attempts else None
+        return False if history.attempts else None
     if found.holder is not None and found.holder.process.has_ended(this_process()):
         return False
     return _server_age(plan, found.modified) < _SILENT_SECONDS

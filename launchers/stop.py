@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -10,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from distrib.runtime.directory.lease import Lease
 from launchers.places import cancel_file
 
 CANCELLED = "cancelled"
+TAKEN_OVER = "taken over"
 _LOOK_EVERY = 0.5
 
 
@@ -24,13 +27,17 @@ class StopRequest:
 
     def __init__(self, run_dir: Path) -> None:
         self._file = cancel_file(run_dir)
+        self.lease: Lease | None = None
+        """The lease of the agent: another agent may have taken over from one that was silent for long."""
         self._signal: int | None = None
         self._cancelled = False
         self._next_look = 0.0
 
     @property
     def reason(self) -> str | None:
-        """``cancelled``, the name of a signal, or None."""
+        """``cancelled``, ``taken over``, the name of a signal, or None."""
+        if self.lease is not None and self.lease.lost:
+            return TAKEN_OVER
         if self.cancelled:
             return CANCELLED
         return None if self._signal is None else signal.Signals(self._signal).name
@@ -51,6 +58,8 @@ class StopRequest:
 
     def note(self, number: int) -> None:
         """Take note of a signal; the first one counts."""
+        if self._signal is None and number == signal.SIGINT:
+            os.write(2, b"Ending: the processes save first.\n")
         self._signal = self._signal or number
 
 

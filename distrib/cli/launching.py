@@ -16,7 +16,7 @@ import yaml
 
 from distrib.cli.options import Invocation, given_values, resolved
 from distrib.config.experiment import dump_experiment, with_absolute_paths
-from distrib.config.fields import types_of
+from distrib.config.fields import FieldType, types_of
 from distrib.config.launching import LAUNCHES, Launch, Target, environment_of, time_limit_minutes
 from distrib.config.sections import SECTIONS, Globals
 from distrib.config.values import make_section, nearest
@@ -24,6 +24,7 @@ from distrib.errors import InputError
 from distrib.files import write_error, written_whole
 from launchers.plan import RESUMING, LaunchPlan
 
+_NOT_SWEPT = ("checkpoint_path", "output", "resume", "resume_anyway", "steal_lease")
 COMMANDS = ("compile", "pretrain", "train", "test")
 SWEEP = "sweep.json"
 """Lists the run directories of a sweep, in its own directory."""
@@ -36,7 +37,9 @@ class ParsedCommand:
     name: str
     globals_: Globals
     values: Any
-    first: tuple[str, ...]
+    first: tuple[str, ...] = ()
+    output: Path | None = None
+    """The run directory where it was given, not that of a run to go on with."""
 
     def text(self) -> str:
         """The experiment file of all processes."""
@@ -105,9 +108,10 @@ def parsed_command(context: click.Context, words: Sequence[str]) -> ParsedComman
     command = group.get_command(root, name)
     assert command is not None
     with command.make_context(name, words[1:], parent=root) as own:
-        given = given_values(own, SECTIONS[name])
+        in_file = cast(Invocation, root.obj).experiment.sections.get(name, {})
+        given = {**in_file, **given_values(own, SECTIONS[name])}
         globals_, values = resolved(own, name)
-    return _neutral(ParsedCommand(name=name, globals_=globals_, values=values, first=()), given)
+    return _neutral(ParsedCommand(name=name, globals_=globals_, values=values), given)
 
 
 def _neutral(command: ParsedCommand, given: Mapping[str, Any]) -> ParsedCommand:
@@ -121,7 +125,8 @@ def _neutral(command: ParsedCommand, given: Mapping[str, Any]) -> ParsedCommand:
     if command.values.resume_anyway:
         first.append("--resume-anyway")
     values = dataclasses.replace(command.values, resume=Path("auto"), resume_anyway=False, steal_lease=True)
-    return dataclasses.replace(command, values=values, first=tuple(first))
+    output = Path(given["checkpoint_path"]) if "checkpoint_path" in given else None
+    return dataclasses.replace(command, values=values, first=tuple(first), output=output)
 
 
 def plans_of(options: Launch, target: Target, command: ParsedCommand) -> tuple[Path | None, list[PlannedRun]]:
@@ -148,6 +153,11 @@ def keep_sweep(directory: Path, runs: Sequence[PlannedRun]) -> None:
             file.write(json.dumps([str(each.plan.run_dir) for each in runs], indent=1).encode())
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def forget_sweep(run_dir: Path) -> None:
+    """A plain launch takes the place of a sweep in its directory."""
+    (run_dir / SWEEP).unlink(missing_ok=True)
 
 
 def sweep_runs(directory: Path) -> list[Path]:
@@ -195,12 +205,11 @@ def _run_dir(options: Launch, command: ParsedCommand) -> Path:
     if command.name not in RESUMING:
         return (options.run_dir or Path("launches") / _name(options, command)).absolute()
     output = Path(command.values.checkpoint_path).absolute()
-    default = types_of(type(command.values))["checkpoint_path"]
-    assert default.base is Path
     if options.run_dir is None:
         return output
     chosen = options.run_dir.absolute()
-    if output not in (chosen, Path(type(command.values)().checkpoint_path).absolute()):
+    if command.output is not None and command.output.absolute() != chosen:
+        output = command.output
         raise InputError(f"--run-dir {chosen} and -o {output}: are two run directories; give one of them.")
     return chosen
 
@@ -209,26 +218,40 @@ def _combinations(sweep: Sequence[str]) -> Iterator[dict[str, str]]:
     axes: dict[str, list[str]] = {}
     for text in sweep:
         key, equals, values = text.partition("=")
-        parts = [value.strip() for value in values.split(",")]
+        parts = _values(values)
         if not equals or not key.isidentifier() or not all(parts):
             raise InputError(f"--sweep {text}: must be OPTION=VALUE,VALUE,… with an option's name in YAML.")
         if key in axes or len(set(parts)) < len(parts):
             raise InputError(f"--sweep {text}: names something twice; give each option and value once.")
+        if key in _NOT_SWEPT:
+            raise InputError(f"--sweep {text}: each run of a sweep has its own; sweep another option.")
         axes[key] = parts
     for chosen in itertools.product(*axes.values()):
         yield dict(zip(axes, chosen, strict=True))
 
 
+def _values(text: str) -> list[str]:
+    """The values between the commas that are in no brackets, such as those of a network's specification."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[({") - (character in "])}")
+        if character == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
 def _overridden(command: ParsedCommand, overrides: Mapping[str, str]) -> ParsedCommand:
     """The command with other values of some options, be they its own or those of all commands."""
     own, top = types_of(SECTIONS[command.name]), types_of(Globals)
-    raw = {key: yaml.safe_load(value) for key, value in overrides.items()}
-    for key in raw:
+    for key in overrides:
         if key not in own and key not in top:
             raise InputError(
                 f"--sweep {key}=…: is no option of `{command.name}`{nearest(key, [*own, *top])}; use its "
                 "name in experiment files (--dump-config shows them)."
             )
+    raw = {key: _parsed(value, own.get(key) or top[key]) for key, value in overrides.items()}
     values: Any = make_section(
         SECTIONS[command.name],
         command.name,
@@ -239,6 +262,16 @@ def _overridden(command: ParsedCommand, overrides: Mapping[str, str]) -> ParsedC
         Globals, "", _fields(command.globals_), {key: value for key, value in raw.items() if key not in own}
     )
     return dataclasses.replace(command, values=values, globals_=globals_)
+
+
+def _parsed(text: str, field_type: FieldType) -> Any:
+    """A value as YAML would read it; texts and paths are taken as they are."""
+    if field_type.base in (str, Path):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # which the option's type then refuses
 
 
 def _fields(section: Any) -> dict[str, Any]:

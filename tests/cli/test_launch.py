@@ -125,3 +125,42 @@ def test_time_limits_are_read_as_slurm_writes_them(text: str, minutes: int) -> N
 def test_a_time_limit_that_is_none_is_refused() -> None:
     with pytest.raises(InputError):
         time_limit_minutes("1:2:3:4")
+
+
+def test_what_begins_a_run_may_stand_in_the_experiment_file(here: Path) -> None:
+    (here / "e.yml").write_text("train:\n  resume: old/step_3.ckpt\n", encoding="utf-8")
+    result = _launch("local", "--run-dir", "new", "--dry-run", "--", "train", "x", config=here / "e.yml")
+    assert f"--resume {here}/old/step_3.ckpt" in result.output
+    train = read_experiment(_frozen(result.output, here)).sections["train"]
+    assert (train["resume"], train["checkpoint_path"]) == ("auto", str(here / "new"))
+
+
+def test_values_of_a_sweep_may_hold_commas_in_brackets(here: Path) -> None:
+    words = ["--sweep", "spec=[1,16,0,1 Lbx8],[1,16,0,1 Lbx9]", "--sweep", "author=yes,on", "--dry-run"]
+    result = _launch("local", *words, "--", "train", "-o", "s", "x")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("author: 'yes'") == 2
+    assert result.output.count("spec: '[1,16,0,1 Lbx9]'") == 2
+
+
+@pytest.mark.parametrize(
+    "sweep", ["optimizer=Adam,@x", "batch_size=2,[3", "checkpoint_path=a,b", "resume=a,b"]
+)
+def test_values_that_an_option_does_not_take_are_refused(sweep: str, here: Path) -> None:
+    result = _launch("local", "--sweep", sweep, "--dry-run", "--", "train", "x")
+    assert result.exit_code == 2, result.output
+    assert "Unexpected" not in result.output
+
+
+def test_a_word_of_the_command_may_be_the_name_of_the_program(here: Path) -> None:
+    result = _launch("local", "--dry-run", "--", "ketos", "train", "-o", "ketos", "ketos")
+    train = read_experiment(_frozen(result.output, here)).sections["train"]
+    assert train["checkpoint_path"] == str(here / "ketos")
+    assert train["ground_truth"] == [str(here / "ketos")]
+
+
+def test_a_description_of_a_debug_launch_runs_nothing(here: Path) -> None:
+    result = _launch("local", "--debug", "--dry-run", "--", "train", "x")
+    assert result.exit_code == 0
+    assert "1 process" in result.output
+    assert "without --sweep" in _launch("local", "--debug", "--sweep", "seed=1,2", "--", "train", "x").output

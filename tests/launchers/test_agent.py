@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from distrib.config.launching import LocalLaunch
-from distrib.errors import InputError
+from distrib.errors import InputError, RunError
 from distrib.runtime.directory.endings import Ending, write_ending
 from distrib.runtime.directory.events import EVENTS, EventLog, read_events
 from distrib.runtime.directory.lease import Lease
+from distrib.runtime.directory.machine import this_process
 from launchers.agent import run_attempts
 from launchers.attempts import Attempt, Outcome
 from launchers.history import read_history
+from launchers.micro_batch import batch_words, smaller_batch
 from launchers.places import cancel_file, launch_folder
 from launchers.plan import LaunchPlan, read_plan, write_plan
+from launchers.status import status_of
 from launchers.stop import StopRequest
 
 Start = Callable[[Attempt, StopRequest], Outcome]
@@ -78,7 +83,7 @@ def test_failures_are_tried_again_until_it_is_done(tmp_path: Path) -> None:
     assert seen[0].environment["KETOS_ATTEMPT"] == str(seen[0].folder)
 
 
-def test_options_that_begin_a_run_are_given_until_a_step_was_made(tmp_path: Path) -> None:
+def test_options_that_begin_a_run_are_given_until_a_step_was_saved(tmp_path: Path) -> None:
     """Else a restart would go back to the checkpoint that the run was begun with."""
     seen: list[Attempt] = []
     plan = _plan(tmp_path)
@@ -87,6 +92,7 @@ def test_options_that_begin_a_run_are_given_until_a_step_was_made(tmp_path: Path
         seen.append(attempt)
         if len(seen) == 2:
             EventLog(tmp_path / EVENTS).append("first_batch", step=3)
+            EventLog(tmp_path / EVENTS).append("save", step=4)
         return Outcome(code=0 if len(seen) == 3 else 137)
 
     assert run_attempts(plan, start) == 0
@@ -223,3 +229,51 @@ def test_a_new_launch_begins_a_new_history(tmp_path: Path) -> None:
     EventLog(tmp_path / EVENTS).append("launch", target="local")
     assert run_attempts(plan, _outcomes(Outcome(code=0), seen=seen)) == 0
     assert [attempt.number for attempt in seen] == [1, 2]
+
+
+def test_variables_of_processes_are_for_their_user_alone(tmp_path: Path) -> None:
+    """A group may look at a run, not at its passwords."""
+    _plan(tmp_path, env=("TOKEN=secret",))
+    for path in launch_folder(tmp_path).iterdir():
+        assert "secret" not in path.read_text() or path.stat().st_mode & 0o077 == 0
+
+
+def test_a_launch_whose_process_ended_before_there_was_an_agent_is_lost(tmp_path: Path) -> None:
+    """Else the directory could neither be launched again nor waited for."""
+    plan = _plan(tmp_path)
+    here = asdict(this_process())
+    EventLog(tmp_path / EVENTS).append("launch", target="local", by=here)
+    assert status_of(plan, None).state.name == "pending"
+    EventLog(tmp_path / EVENTS).append("launch", target="local", by={**here, "start": here["start"] - 1})
+    assert status_of(plan, None).state.name == "lost"
+
+
+def test_pixels_are_halved_with_twice_as_many_micro_batches(tmp_path: Path) -> None:
+    plan = _plan(tmp_path)
+    experiment = "train:\n  batch_size: 0\n  batch_pixels: 600\n  accumulate_grad_batches: 3\n"
+    plan.experiment.write_text(experiment, encoding="utf-8")
+    batch = smaller_batch(plan, {})
+    assert batch == {"batch_pixels": 300}
+    words = ["--batch-pixels", "300", "--accumulate-grad-batches", "6"]
+    assert batch_words(plan, batch) == words
+    assert smaller_batch(plan, {"batch_pixels": 75}) is None
+
+
+def test_an_agent_from_which_another_has_taken_over_decides_nothing(tmp_path: Path) -> None:
+    plan = _plan(tmp_path)
+
+    def start(attempt: Attempt, stop: StopRequest) -> Outcome:
+        assert stop.lease is not None
+        stop.lease._taken_by = "another"
+        assert stop.reason is not None
+        return Outcome(code=143)
+
+    with pytest.raises(RunError, match="taken this run over"):
+        run_attempts(plan, start)
+    assert _ends(tmp_path) == []
+
+
+def test_commands_that_save_no_checkpoints_are_queued_as_often_as_allowed(tmp_path: Path) -> None:
+    plan = dataclasses.replace(_plan(tmp_path, max_requeues=8), command="compile")
+    outcomes = [*[Outcome(code=143)] * 8, Outcome(code=0)]
+    assert run_attempts(plan, _outcomes(*outcomes, seen=[])) == 0
