@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from distrib.cli.endings import cause_of
 from distrib.cli.main import ketos
 from distrib.errors import (
+    DirectoryInUse,
     InputError,
     OutOfMemory,
     PeerError,
@@ -24,12 +25,15 @@ from distrib.errors import (
     Preempted,
     RunError,
     TimeoutReached,
+    Unexpected,
 )
 from distrib.runtime.directory.endings import ATTEMPT_VARIABLE, Ending, EndingCause, read_endings
 
 CAUSES: list[tuple[BaseException, int, EndingCause]] = [
     (InputError("a file."), 2, "input"),
+    (DirectoryInUse("in use by another."), 2, "busy"),
     (RunError("a run."), 1, "run"),
+    (Unexpected("an illegal memory access."), 1, "unexpected"),
     (Preempted("a signal.", 12), 140, "preempted"),
     (PeerError(0, 140), 140, "preempted"),
     (PeerError(0, 2), 2, "peer"),
@@ -40,11 +44,36 @@ CAUSES: list[tuple[BaseException, int, EndingCause]] = [
     (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), 1, "memory"),
     (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "memory"),
     (OSError(errno.ENOSPC, "No space left on device"), 1, "run"),
+    (OSError(errno.EDQUOT, "Disk quota exceeded"), 1, "run"),
     (PermissionError(errno.EACCES, "Permission denied", "there"), 2, "input"),
+    (FileNotFoundError("there"), 2, "input"),
     (KeyboardInterrupt(), 130, "preempted"),
     (SystemExit(143), 143, "preempted"),
     (click.exceptions.Exit(3), 3, "run"),
     (ZeroDivisionError("division by zero"), 1, "unexpected"),
+]
+
+PASSING = [
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.ECONNRESET,
+    errno.EREMOTEIO,
+    errno.EAGAIN,
+    errno.ENOTCONN,
+    errno.ENOBUFS,
+    errno.EIO,
+]
+NAMED_BADLY = [
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
 ]
 
 
@@ -97,6 +126,24 @@ def test_what_ends_a_process_is_left_for_its_launcher(
     printed = result.output.removeprefix("Error: ").strip()
     if printed.endswith(".") and not isinstance(error, KeyboardInterrupt):
         assert ending.sentence == printed
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "cause"),
+    [
+        *((each, 1, "unexpected") for each in PASSING),
+        *((each, 2, "input") for each in NAMED_BADLY),
+    ],
+    ids=lambda value: errno.errorcode.get(value, "") if isinstance(value, int) and value > 2 else None,
+)
+def test_what_a_file_server_does_once_is_no_bad_input(
+    attempt: Path, number: int, code: int, cause: EndingCause
+) -> None:
+    """Broken: a run of days ends for good because its file server was away for a minute."""
+    with failing(OSError(number, os.strerror(number), "there")):
+        result = CliRunner().invoke(ketos, ["fail"], prog_name="ketos")
+    assert (result.exit_code, read_endings(attempt)[1].cause) == (code, cause)
+    assert ("check its name" in result.output) == (code == 2)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from distrib.config.launching import RayLaunch
 from distrib.errors import InputError
 from launchers.attempts import Attempt
 from launchers.plan import LaunchPlan
+from launchers.programs import module_words
 from launchers.ray.course import Course
 from launchers.ray.environment import machine_needs, rank_variables, shown_needs, start_order
 from launchers.ray.executor import dry_run, submission_id
@@ -190,8 +192,9 @@ def test_dry_run_says_where_each_process_would_be() -> None:
     assert "STRICT_SPREAD: one a machine with 8 CPUs" in text
     assert "1 to 2 machines" in text
     assert "RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 GROUP_RANK=1" in text
-    assert "/opt/python -m distrib --config /shared/run/launch/experiment.yml train" in text
-    assert "cd /shared/work && exec /opt/python -m launchers.ray /shared/run" in text
+    ranks, driver = (shlex.join(module_words("/opt/python", name)) for name in ("distrib", "launchers.ray"))
+    assert f"{ranks} --config /shared/run/launch/experiment.yml train" in text
+    assert f"cd /shared/work && exec env PYTHONSAFEPATH=1 {driver} /shared/run" in text
 
 
 def test_the_job_of_a_driver() -> None:

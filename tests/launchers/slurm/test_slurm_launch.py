@@ -66,10 +66,12 @@ def test_sweep(cluster: Cluster, new_run: Callable[..., Run]) -> None:
 
 
 def test_compiled_by_two_nodes(cluster: Cluster, launch_pages: Path, tmp_path: Path) -> None:
-    """The data set does not depend on who compiled it."""
+    """The data set does not depend on where it was compiled: each process writes shards of its own share, so
+    the number of processes has to be the same."""
     lines = sorted((launch_pages / "lines").glob("*.png"))
     words = ["compile", "-f", "path", "--shard-format", "arrow", "--shard-size", "64K", "-o"]
-    ketos(cluster, *TOP, *words, tmp_path / "here", *lines)
+    here = ["--procs-per-node", 2, "--run-dir", tmp_path / "local", "--", *words, tmp_path / "here"]
+    ketos(cluster, *TOP, "launch", "local", *here, *lines)
     resources = ["--nodes", 2, "--run-dir", tmp_path / "launch", "--wait"]
     ketos(cluster, *TOP, "launch", "slurm", *resources, "--", *words, tmp_path / "there", *lines)
     assert (tmp_path / "there/dataset.json").read_bytes() == (tmp_path / "here/dataset.json").read_bytes()

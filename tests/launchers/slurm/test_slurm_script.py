@@ -14,6 +14,7 @@ from distrib.config.launching import SlurmLaunch
 from distrib.errors import InputError
 from launchers.attempts import Attempt
 from launchers.plan import LaunchPlan
+from launchers.programs import module_words
 from launchers.slurm.environment import (
     allocation,
     for_sbatch,
@@ -72,7 +73,9 @@ def test_script_is_the_golden_one(name: str) -> None:
     else:
         plans = [plan_of(f"/data/sweep/lrate={rate}", nodes=2, array="%2") for rate in (1, 2, 3)]
         text = sweep_script(plans, Path("/data/sweep"))
-    assert text == (GOLDEN / f"{name}.sh").read_text()
+    python = "/opt/ketos/bin/python"
+    agent = shlex.join(module_words(python, "launchers.slurm", "-u"))
+    assert text.replace(agent, f"{python} -u -m launchers.slurm") == (GOLDEN / f"{name}.sh").read_text()
 
 
 @given(st.text(st.characters(exclude_characters="\0\n/", exclude_categories=["Cs"]), min_size=1, max_size=20))

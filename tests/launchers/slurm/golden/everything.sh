@@ -28,4 +28,4 @@ source ~/ketos/bin/activate
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-exec /opt/ketos/bin/python -u -m launchers.slurm '/data/it'"'"'s 100%j'
+exec env PYTHONSAFEPATH=1 /opt/ketos/bin/python -u -m launchers.slurm '/data/it'"'"'s 100%j'

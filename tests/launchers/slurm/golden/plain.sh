@@ -12,4 +12,4 @@
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-exec /opt/ketos/bin/python -u -m launchers.slurm /data/run
+exec env PYTHONSAFEPATH=1 /opt/ketos/bin/python -u -m launchers.slurm /data/run

@@ -13,4 +13,4 @@
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-exec /opt/ketos/bin/python -u -m launchers.slurm --sweep /data/sweep "$SLURM_ARRAY_TASK_ID"
+exec env PYTHONSAFEPATH=1 /opt/ketos/bin/python -u -m launchers.slurm --sweep /data/sweep "$SLURM_ARRAY_TASK_ID"
