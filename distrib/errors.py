@@ -21,8 +21,16 @@ class InputError(KetosError):
     exit_code: ClassVar[int] = 2
 
 
+class DirectoryInUse(InputError):
+    """Another process has the directory; it may be about to end."""
+
+
 class RunError(KetosError):
     """A run that began and could not go on. Exit code 1."""
+
+
+class Unexpected(RunError):
+    """An error that nobody has foreseen; the sentence names it. It may not come again."""
 
 
 class PeerLost(RunError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from distrib.errors import InputError, KetosError, RunError
+from distrib.errors import InputError, KetosError, RunError, Unexpected
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BAD_NAME = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
@@ -26,7 +26,7 @@ def write_error(path: Path, error: OSError) -> KetosError:
         return InputError(f"You may not write {path}; choose an output in a folder you can write to.")
     if error.errno in _BAD_NAME:
         return InputError(f"{path}: no file can be written there ({error.strerror}); choose another name.")
-    return RunError(f"{path}: could not be written ({error.strerror or error}); try again or elsewhere.")
+    return Unexpected(f"{path}: could not be written ({error.strerror or error}); try again or elsewhere.")
 
 
 def check_output(path: Path, *, option: str = "-o", replaces: bytes | None = None) -> None:

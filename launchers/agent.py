@@ -12,8 +12,9 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from distrib.errors import InputError, KetosError, RunError
 from distrib.files import write_error
@@ -34,6 +35,7 @@ Start = Callable[[Attempt, StopRequest], Outcome]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _LONGEST_PAUSE = 30.0
+_NO_FAILURE = ("preempted", "lost", "memory", "busy")
 _BEAT = 4.0
 """Seconds between signs of life: three missed ones, and a job started anew takes over."""
 
@@ -127,8 +129,8 @@ class _Agent:
             raise RunError(f"{self._plan.run_dir}: another agent has taken this run over; this one ends.")
         endings = read_endings(attempt.folder)
         cancelled = self._stop.cancelled or self._stop.signal == signal.SIGINT
-        cause = classify(outcome, endings, cancelled=cancelled)
         history = read_history(self._plan.run_dir)
+        cause = classify(outcome, endings, cancelled=cancelled, begun=history.begun)
         # Its end is not on record yet: what has been saved counts as its own.
         past = [*history.past()[:-1], PastAttempt(number=attempt.number, cause=cause, step=history.step)]
         if self._plan.command not in RESUMING:  # these say nothing of how far they come
@@ -173,7 +175,7 @@ class _Agent:
             return decision
         if self._stop.signal is not None:
             return Decision(action="end", code=128 + self._stop.signal, reason="this process was told to end")
-        return Decision(action="restart", reason=decision.reason)
+        return dataclasses.replace(decision, action="restart")
 
     def _follow(self, decision: Decision, cause: str, sentence: str, past: list[PastAttempt]) -> int | None:
         if cause == "done":
@@ -191,12 +193,11 @@ class _Agent:
             self._requeue()
             return 0
         self._echo(f"{told} Starting again.")
-        self._pause(sum(each.cause not in ("preempted", "lost", "memory") for each in past))
+        self._pause(max(decision.pause, _pause_after(past)))
         return None
 
-    def _pause(self, failures: int) -> None:
-        """Failures that come quickly must not fill a night with starts."""
-        until = time.monotonic() + min(2.0 ** (failures - 1), _LONGEST_PAUSE) if failures > 1 else 0.0
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
         while time.monotonic() < until and self._stop.reason is None:
             time.sleep(0.2)
 
@@ -207,6 +208,21 @@ class _Agent:
             return []
         first = [] if history.saved else list(self._plan.first)
         return [*first, *batch_words(self._plan, history.batch)]
+
+
+def _pause_after(past: Sequence[PastAttempt]) -> float:
+    """Seconds before another attempt: failures that come quickly must not fill a night with starts."""
+    failures = sum(each.cause not in _NO_FAILURE for each in past)
+    return min(2.0 ** (failures - 1), _LONGEST_PAUSE) if failures > 1 else 0.0
+
+
+def _last_line(path: Path) -> str:
+    """What a process has said last, as far as it has said anything."""
+    try:
+        lines = path.read_bytes()[-4096:].decode(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1] if lines else "it says nothing"
 
 
 def _sentence_of(attempt: Attempt, outcome: Outcome, cause: str) -> str:
@@ -220,6 +236,9 @@ def _sentence_of(attempt: Attempt, outcome: Outcome, cause: str) -> str:
             return (
                 f"Process {rank} was ended by {signal.Signals(-code).name}; its log is {attempt.log(rank)}."
             )
+    if cause == "input":
+        rank = min((rank for rank, code in outcome.codes.items() if code in (1, 2)), default=0)
+        return f"Process {rank} could not begin: {_last_line(attempt.log(rank))}"
     if cause in ("preempted", "cancelled"):
         return "It was told to end."
     if outcome.code < 0:

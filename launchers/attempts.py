@@ -6,15 +6,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from distrib.runtime.directory.endings import ATTEMPT_VARIABLE
 from launchers.places import attempt_folder, rank_log
 from launchers.plan import LaunchPlan
+from launchers.programs import SAFE_PATH
 
 Cause = Literal[
     "done",
     "input",
+    "busy",
     "run",
     "memory",
     "preempted",
@@ -25,9 +27,12 @@ Cause = Literal[
     "unexpected",
     "cancelled",
 ]
-"""Why an attempt ended: all done; bad input; a failure that would come again; out of memory; a signal after
-which the state was saved; a machine went away; a process was killed; processes lost each other; one waited
-too long; an error nobody has foreseen; a person wanted it."""
+"""Why an attempt ended: all done; bad input; the run directory in use by another; a failure that would come
+again; out of memory; a signal after which the state was saved; a machine went away; a process was killed;
+processes lost each other; one waited too long; an error nobody has foreseen; a person wanted it."""
+
+
+_THREADS: Final = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,12 @@ class Attempt:
             number=number,
             folder=folder,
             words=plan.words(*overrides),
-            environment={**threads_of(plan), **plan.environment, ATTEMPT_VARIABLE: str(folder)},
+            environment={
+                **SAFE_PATH,
+                **threads_of(plan, os.environ),
+                **plan.environment,
+                ATTEMPT_VARIABLE: str(folder),
+            },
         )
 
     def log(self, rank: int) -> Path:
@@ -56,11 +66,17 @@ class Attempt:
         return rank_log(self.folder, rank)
 
 
-def threads_of(plan: LaunchPlan) -> dict[str, str]:
-    """Several processes of a machine must not each compute with all of its cores."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
-    return {"OMP_NUM_THREADS": "1"} if plan.processes_per_node > 1 else {}
+def threads_of(plan: LaunchPlan, environ: Mapping[str, str]) -> dict[str, str]:
+    """How many threads a process computes with: as many as it was given cores; else what ``environ`` says;
+    else one where there are others beside it, as they must not each compute with all cores of a machine."""
+    if plan.options.cpus_per_proc is not None:
+        return {_THREADS: str(plan.options.cpus_per_proc)}
+    # Ray gives the driver of a job a single thread, which says nothing about the processes. They are placed
+    # where there is a core for each.
+    by_ray = plan.target == "ray"
+    if _THREADS in environ and not by_ray:
+        return {_THREADS: environ[_THREADS]}
+    return {_THREADS: "1"} if by_ray or plan.processes_per_node > 1 else {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,13 +37,15 @@ class AttemptRecord:
 @dataclass(frozen=True, kw_only=True)
 class History:
     """The attempts of the newest launch. ``numbered`` is the number of the last one of any launch, ``step``
-    the last global step saved, ``saved`` says whether there was one since the launch, ``launch`` holds its
-    facts, ``batch`` the micro-batch last chosen."""
+    the last global step saved. Since the launch: ``begun`` says whether processes have got as far as to start
+    their command, ``saved`` whether they have saved anything, ``launch`` holds its facts, ``batch`` the
+    micro-batch last chosen."""
 
     launch: Mapping[str, Any]
     attempts: Sequence[AttemptRecord]
     numbered: int
     step: int
+    begun: bool
     saved: bool
     batch: Mapping[str, int]
 
@@ -65,12 +67,12 @@ def read_history(run_dir: Path) -> History:
     """The history of a run directory; empty where nothing has happened. Raises OSError."""
     launch: Mapping[str, Any] = {}
     attempts: list[AttemptRecord] = []
-    numbered, step, saved = 0, 0, False
+    numbered, step, begun, saved = 0, 0, False, False
     batch: dict[str, int] = {}
     for event in read_events(run_dir / EVENTS):
         kind, number = event["event"], event.get("attempt")
         if kind == "launch":
-            launch, attempts, saved, batch = event, [], False, {}
+            launch, attempts, begun, saved, batch = event, [], False, False, {}
         elif kind == "attempt" and isinstance(number, int):
             numbered = max(numbered, number)
             attempts.append(AttemptRecord(number=number, begin=event))
@@ -78,6 +80,10 @@ def read_history(run_dir: Path) -> History:
             attempts[-1] = AttemptRecord(number=number, begin=attempts[-1].begin, end=event, step=step)
         elif kind == "save" and isinstance(event.get("step"), int):
             step, saved = event["step"], True
+        elif kind == "start":
+            begun = True
         elif kind == "smaller_batch":
             batch = {key: event[key] for key in ("batch_size", "batch_pixels") if key in event}
-    return History(launch=launch, attempts=attempts, numbered=numbered, step=step, saved=saved, batch=batch)
+    return History(
+        launch=launch, attempts=attempts, numbered=numbered, step=step, begun=begun, saved=saved, batch=batch
+    )

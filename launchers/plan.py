@@ -15,6 +15,7 @@ from distrib.config.values import make_section
 from distrib.errors import InputError
 from distrib.files import write_error, written_whole
 from launchers.places import experiment_file, plan_file, variables_file
+from launchers.programs import module_words
 
 RESUMING = ("train", "pretrain")
 """Commands that go on by ``--resume auto`` with what an earlier attempt has done; others find out alone."""
@@ -57,10 +58,8 @@ class LaunchPlan:
 
     def words(self, *overrides: str) -> tuple[str, ...]:
         """The command line of a process, ``overrides`` being options of the command."""
-        return (
-            *(self.python, "-m", "distrib", "--config", str(self.experiment), self.command),
-            *overrides,
-        )
+        program = module_words(self.python, "distrib")
+        return (*program, "--config", str(self.experiment), self.command, *overrides)
 
 
 def write_plan(plan: LaunchPlan) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from distrib.shards.compiling.compile import CompileJob, CompileSummary
     from distrib.shards.storage import ShardStorage
     from distrib.stream.lines import LineCollection
+
+_COMPILE_FIRST: Final = "look at its log, and compile first with `ketos compile` and give -f binary"
 
 
 def compile_with_progress(job: CompileJob) -> CompileSummary:
@@ -72,7 +74,7 @@ def open_data(
 
     Ground truth is compiled to ``compiled`` first, unless ``reuse`` and it was compiled before from the same
     sources; from others it is compiled only if ``again``. Where ``height`` is given, lines are normalised to
-    it. Rank zero goes first, and builds what all then use.
+    it. Rank zero goes first, and builds what all then use, while the others wait for as long as it lives.
     """
     from distrib.ground_truth.sources import expand_sources
     from distrib.shards.addresses import expand_datasets
@@ -117,9 +119,19 @@ def open_data(
 
     if processes is None:
         return open_collection(addresses(), storage)
-    found = processes.on_first(addresses)
-    first = processes.agree(lambda: open_collection(found, storage) if processes.topology.first else None)
-    return processes.agree(lambda: open_collection(found, storage) if first is None else first)
+
+    def open_first() -> tuple[list[str], LineCollection]:
+        found = addresses()
+        return found, open_collection(found, storage)
+
+    binary = format_type == "binary"
+    opened = processes.after_first(
+        open_first,
+        doing="opening the data" if binary else "compiling the ground truth",
+        remedy="look at its log and at the disk with the data" if binary else _COMPILE_FIRST,
+    )
+    found = processes.on_first(lambda: [] if opened is None else opened[0])
+    return processes.agree(lambda: open_collection(found, storage) if opened is None else opened[1])
 
 
 def _named_sources(arguments: Sequence[str], manifests: Sequence[Path]) -> bytes:

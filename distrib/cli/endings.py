@@ -12,6 +12,7 @@ from typing import Final
 import click
 
 from distrib.errors import (
+    DirectoryInUse,
     InputError,
     KetosError,
     OutOfMemory,
@@ -19,12 +20,25 @@ from distrib.errors import (
     PeerLost,
     Preempted,
     TimeoutReached,
+    Unexpected,
 )
 from distrib.runtime.directory.endings import ATTEMPT_VARIABLE, Ending, EndingCause, write_ending
 from distrib.runtime.topology import topology_of
 
-MACHINE_ERRORS: Final = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-"""What a system call fails with for want of something that the machine lacks, not the input."""
+_NAMED_BADLY: Final = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+)
+"""What a system call fails with where its user has named the wrong thing, or one that is not theirs."""
+_USED_UP: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
+"""What it fails with for want of what the machine will not have the next time either."""
 
 _SIGNALLED: Final = 128
 
@@ -69,11 +83,22 @@ def cause_of(error: BaseException) -> EndingCause:
         return "preempted" if exit_code(error) > _SIGNALLED else "run"
     if memory_exhausted(error):
         return "memory"
-    if isinstance(error, OSError):
-        if error.errno == errno.ENOMEM:
-            return "memory"
-        return "run" if isinstance(error, BrokenPipeError) or error.errno in MACHINE_ERRORS else "input"
-    return "unexpected"
+    return system_cause(error) if isinstance(error, OSError) else "unexpected"
+
+
+def system_cause(error: OSError) -> EndingCause:
+    """What kind of end an error of the system is.
+
+    Whatever is neither the user's to mend nor sure to come again may have passed by the next attempt: a file
+    server that did not answer, a connection that broke, a disk that failed to read.
+    """
+    if error.errno == errno.ENOMEM:
+        return "memory"
+    if isinstance(error, BrokenPipeError) or error.errno in _USED_UP:
+        return "run"
+    # Libraries raise these two by their name alone.
+    named = isinstance(error, FileNotFoundError | PermissionError)
+    return "input" if named or error.errno in _NAMED_BADLY else "unexpected"
 
 
 def memory_exhausted(error: BaseException) -> bool:
@@ -93,6 +118,10 @@ def _cause_of_ours(error: KetosError) -> EndingCause:
         return "timeout"
     if isinstance(error, OutOfMemory):
         return "memory"
+    if isinstance(error, Unexpected):
+        return "unexpected"
+    if isinstance(error, DirectoryInUse):
+        return "busy"
     return "input" if isinstance(error, InputError) else "run"
 
 

@@ -14,7 +14,7 @@ from distrib import __version__
 from distrib.cli.compile import compile_command
 from distrib.cli.convert import convert_command
 from distrib.cli.display import visible
-from distrib.cli.endings import MACHINE_ERRORS, leave_ending, memory_exhausted
+from distrib.cli.endings import leave_ending, memory_exhausted, system_cause
 from distrib.cli.inspect import inspect_command
 from distrib.cli.launch import launch_command
 from distrib.cli.ledger import ledger_command
@@ -48,9 +48,14 @@ def _system_failure(error: OSError) -> click.ClickException:
     """The sentence for a file that the system refuses, where no one nearer to it had a better one."""
     place = "" if error.filename is None else f"{error.filename}: "
     reason = (error.strerror or str(error)).lower()
-    if error.errno in MACHINE_ERRORS:
-        return _failure(f"{place}{reason}; make room on this machine, or use another, and start again.", 1)
-    return _failure(f"{place}{reason}; check its name and permissions.", 2)
+    cause = system_cause(error)
+    if cause == "input":
+        return _failure(f"{place}{reason}; check its name and permissions.", 2)
+    if cause == "unexpected":
+        return _failure(
+            f"{place}{reason}; start again, and where it comes again look at that disk and the network.", 1
+        )
+    return _failure(f"{place}{reason}; make room on this machine, or use another, and start again.", 1)
 
 
 class _Ketos(click.Group):

@@ -6,15 +6,16 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, Store
 
 from distrib.errors import KetosError, PeerError, PeerLost, RunError, TimeoutReached
+from distrib.runtime.long_wait import Patience, at_work, wait_for_first
 from distrib.runtime.meeting_point import meeting_point
 from distrib.runtime.phases import Phases
 from distrib.runtime.rendezvous import Meeting, meet
@@ -23,30 +24,41 @@ from distrib.runtime.topology import Topology
 Result = TypeVar("Result")
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a collective waits for a process that does not come: rank zero may be compiling meanwhile."""
+"""How long a collective waits for a process that does not come."""
 
 RENDEZVOUS_SECONDS = 300.0
 
 _TIMED_OUT = re.compile(r"timed? ?out", re.I)
 
 _PEER_GONE = re.compile(
-    r"closed by peer|Connection reset|Connection refused|NCCL|Broken pipe|recvBytes|Timed out", re.I
+    r"closed by peer|peer closed|was likely closed|pair closure|Connection (reset|refused|abort)|Broken pipe"
+    r"|recvBytes|Timed out|Socket Timeout|No route to host|(Host|Network) is (down|unreach)"
+    r"|endpoint is not connected|NCCL",
+    re.I,
 )
+"""What gloo, NCCL and the store say where another process, its machine or the way to it is gone."""
 
 
 class Processes:
     """The processes of a job as one of them sees them. Every method is called by all, in the same order.
 
     ``phases`` hears of each exchange, and of what else the process says it does. ``hosts`` are the machines
-    of all, by rank, where they have met.
+    of all, by rank, where they have met, and ``store`` is what they met at.
     """
 
     def __init__(
-        self, topology: Topology, *, hosts: Sequence[str] = (), phases: Phases | None = None
+        self,
+        topology: Topology,
+        *,
+        hosts: Sequence[str] = (),
+        phases: Phases | None = None,
+        store: Store | None = None,
     ) -> None:
         self.topology = topology
         self.hosts = tuple(hosts)
         self.phases = phases or Phases()
+        self._store = store
+        self._waits = 0
 
     @property
     def several(self) -> bool:
@@ -126,6 +138,31 @@ class Processes:
             result = box[0]
         return cast(Result, result)
 
+    def after_first(
+        self, function: Callable[[], Result], *, doing: str, remedy: str, patience: Patience | None = None
+    ) -> Result | None:
+        """What ``function`` returns at rank zero, which alone calls it, and None at the others.
+
+        They wait for it however long it takes, as long as rank zero lives. ``doing`` is what it does as in
+        "process 0 has been ...", ``remedy`` what to do where that takes too long.
+
+        Raises as ``agree`` does; TimeoutReached, PeerLost where rank zero gives no sign of life.
+        """
+        self._waits += 1
+        key, patience, store = f"first/{self._waits}", patience or Patience(), self._store
+
+        def work() -> Result:
+            with at_work(store, key, patience) if store is not None else nullcontext():
+                return function()
+
+        with self.phases.within(doing):
+            if self.topology.first:
+                return self.agree(work)
+            if store is not None:
+                with self.phases.exchange():
+                    wait_for_first(store, key, patience, doing=doing, remedy=remedy)
+            return self.agree(lambda: None)
+
     @contextmanager
     def first_holds(self, context: Callable[[], AbstractContextManager[Result]]) -> Iterator[Result | None]:
         """Hold ``context`` at rank zero around a block of all; what its entry raises ends all of them.
@@ -169,7 +206,7 @@ def joined(
     meeting = _met(topology, timeout, os.environ if environ is None else environ)
     waits = max(TIMEOUT, timedelta(seconds=2 * stall_timeout))
     _make_group(topology, meeting, device=device, timeout=timeout, waits=waits)
-    processes = Processes(topology, hosts=meeting.hosts)
+    processes = Processes(topology, hosts=meeting.hosts, store=meeting.store)
     began = time.monotonic()
     try:
         yield processes

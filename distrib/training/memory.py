@@ -12,13 +12,19 @@ _TEXTS: Final = re.compile(
     r"out of memory|can't allocate memory|not enough memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED", re.I
 )
 _ON_HOST: Final = "CPUAllocator"
+_SHARED: Final = re.compile(
+    r"unable to allocate shared memory|out of shared memory"
+    r"|(shared memory|/torch_)[^\n]*(No space left on device|Cannot allocate memory)",
+    re.I,
+)
 
 
 def memory_exhausted(error: BaseException) -> bool:
     """Whether the memory of the device or of the machine has not sufficed; torch says it in many ways."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and _TEXTS.search(str(error)) is not None
+    said = str(error)
+    return isinstance(error, RuntimeError) and (_TEXTS.search(said) or _SHARED.search(said)) is not None
 
 
 def memory_sentence(
@@ -34,11 +40,17 @@ def memory_sentence(
     ``micro_batch``: lines and columns of what was being computed, if anything was. ``saved``: the newest
     checkpoint, from which the run goes on with the global steps it had, whatever ``--batch-size`` is then.
     """
+    go_on = f"go on from {saved.name} with `ketos train --resume {options.checkpoint_path}" if saved else ""
+    if _SHARED.search(str(error)):
+        return (
+            "Out of shared memory on this machine (/dev/shm), through which the processes that read hand "
+            "over what they have read; give the container more of it (--shm-size), or lessen --workers, and "
+            + (f"{go_on}`." if go_on else "start again.")
+        )
     place = "this machine" if isinstance(error, MemoryError) or _ON_HOST in str(error) else device
     if micro_batch is not None:
         lines, columns = micro_batch
         place += f" in a micro-batch of {lines} {'line' if lines == 1 else 'lines'}, {columns} columns wide"
-    go_on = f"go on from {saved.name} with `ketos train --resume {options.checkpoint_path}" if saved else ""
     smaller = _smaller(options, resumed=saved is not None)
     if smaller is None:
         remedy = f"{go_on}` on" if go_on else "start again on"

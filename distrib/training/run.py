@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from distrib.config.experiment import dump_experiment, stored_options
 from distrib.config.sections import Train
-from distrib.errors import InputError, KetosError, OutOfMemory, PeerLost, Preempted, RunError
+from distrib.errors import InputError, KetosError, OutOfMemory, PeerLost, Preempted, RunError, Unexpected
 from distrib.runtime.checkpoints.reader import open_checkpoint
 from distrib.runtime.checkpoints.record import best, newest_first
 from distrib.runtime.checkpoints.store import CheckpointStore
@@ -70,7 +70,7 @@ def fit(run: PreparedRun, *, claimed: RunDirectory | None, on_event: OnEvent) ->
 
     Raises:
         Preempted: a signal asked for the end, and what was done is saved; PeerError at all but rank zero.
-        OutOfMemory, PeerLost, RunError: it cannot go on; the sentence says how to.
+        OutOfMemory, PeerLost, Unexpected, RunError: it cannot go on; the sentence says how to.
     """
     options, directory, processes = run.options, run.options.checkpoint_path, run.processes
     topology = processes.topology
@@ -195,7 +195,7 @@ def _explained(error: Exception, run: PreparedRun, module: RecognitionModule) ->
         what = "Another process of this job has ended or does not answer, as it or its launcher says"
         return PeerLost(_way_on(directory, what))
     what = f"Unexpected {type(error).__name__}: {error} (ketos -vv shows where)"
-    return RunError(_way_on(directory, what))
+    return Unexpected(_way_on(directory, what))
 
 
 def _nothing() -> None:

@@ -37,6 +37,15 @@ def _decide(past: list[PastAttempt], code: int = 1, **given: object) -> Decision
         (Outcome(code=-15, codes={0: -15, 1: -15}), [], "preempted"),
         (Outcome(code=140), [], "preempted"),
         (Outcome(code=1, lost=("n2",)), [_ending(0, "peer")], "lost"),
+        # Who meets the end of another may take it for an error of its own, and give up waiting for it.
+        (Outcome(code=1, lost=("n2",)), [_ending(0, "run")], "lost"),
+        (Outcome(code=1, lost=("n2",)), [_ending(0, "timeout"), _ending(1, "unexpected")], "lost"),
+        (Outcome(code=1, codes={0: 1, 1: -9}), [_ending(0, "run")], "killed"),
+        (Outcome(code=1, codes={0: 1, 1: 137}), [_ending(0, "unexpected")], "killed"),
+        (Outcome(code=1, codes={0: 1, 1: -15}), [_ending(0, "run")], "run"),
+        (Outcome(code=2, codes={0: 2, 1: -9}), [_ending(0, "input", 2)], "input"),
+        (Outcome(code=1, codes={0: 1, 1: -9}), [_ending(0, "memory")], "memory"),
+        (Outcome(code=2, codes={0: 2, 1: 2}), [_ending(0, "busy", 2), _ending(1, "peer", 2)], "busy"),
         (Outcome(code=2), [], "input"),
         (Outcome(code=137), [], "killed"),
         (Outcome(code=1, cause="input", sentence="n2 has no python."), [_ending(0, "peer")], "input"),
@@ -47,6 +56,27 @@ def test_the_cause_is_what_explains_all_processes(
 ) -> None:
     by_rank = {ending.rank: ending for ending in endings}
     assert classify(outcome, by_rank, cancelled=False) == cause
+
+
+@pytest.mark.parametrize(
+    ("codes", "endings", "begun", "cause"),
+    [
+        ({0: 1, 1: 1}, [], False, "input"),
+        # The first that ended has the others told to.
+        ({0: -15, 1: 1, 2: 143}, [], False, "input"),
+        ({0: 1, 1: 1}, [], True, "killed"),
+        ({0: 1, 1: -11}, [], False, "killed"),
+        ({0: 1, 1: -9}, [], False, "killed"),
+        ({0: 1, 1: 1}, [_ending(0, "peer")], False, "killed"),
+        ({}, [], False, "killed"),
+    ],
+)
+def test_a_program_that_cannot_be_started_is_not_started_again(
+    codes: dict[int, int], endings: list[Ending], begun: bool, cause: Cause
+) -> None:
+    """Broken: a Python without this package is tried as often as --max-restarts says."""
+    by_rank = {ending.rank: ending for ending in endings}
+    assert classify(Outcome(code=1, codes=codes), by_rank, cancelled=False, begun=begun) == cause
 
 
 def test_what_a_person_wanted_is_no_failure_but_what_is_done_is_done() -> None:
@@ -60,6 +90,9 @@ def test_the_sentence_is_that_of_the_first_process_with_the_cause() -> None:
     assert found is not None
     assert found.sentence == "memory of 1"
     assert culprit("killed", endings) is None
+    hung = culprit("killed", {**endings, 3: _ending(3, "timeout")})
+    assert hung is not None
+    assert hung.sentence == "timeout of 3"
 
 
 @pytest.mark.parametrize(
@@ -105,6 +138,29 @@ def test_failures_are_answered_as_often_as_allowed_and_no_more(causes: list[Caus
         assert (decision.action == "end") == (free > 100)
     else:
         assert (decision.action == "end") == (failures > restarts)
+
+
+def test_a_directory_in_use_is_waited_for_but_not_for_ever() -> None:
+    """Broken: a process that still saves ends the run after it, or one that stays keeps it starting."""
+    past = [PastAttempt(number=n, cause="busy") for n in range(1, 12)]
+    decision = _decide(past, 2, max_restarts=0)
+    assert (decision.action, decision.pause) == ("restart", 10.0)
+    past.append(PastAttempt(number=12, cause="busy"))
+    ended = _decide(past, 2)
+    assert (ended.action, ended.code) == ("end", 2)
+    past[5] = PastAttempt(number=6, cause="lost")
+    assert _decide(past, 2).action == "restart"
+    assert _decide(past[:3], 2, stopping=True).action == "requeue"
+
+
+def test_a_directory_in_use_is_no_failure() -> None:
+    past = [PastAttempt(number=n, cause="busy") for n in range(1, 9)]
+    past.append(PastAttempt(number=9, cause="killed"))
+    assert _decide(past, max_restarts=1).action == "restart"
+    assert _decide(past, max_restarts=1).pause == 0
+    # Nor does it break the row of those that come no step further.
+    past = [PastAttempt(number=n, cause="busy" if n % 2 else "preempted", step=40) for n in range(1, 13)]
+    assert _decide(past, 143).action == "end"
 
 
 def test_preemptions_that_achieve_nothing_have_an_end() -> None:

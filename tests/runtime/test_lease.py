@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from distrib.errors import InputError, RunError
+from distrib.errors import DirectoryInUse, InputError, RunError
 from distrib.runtime.directory import lease_file
 from distrib.runtime.directory.lease import Lease
 from distrib.runtime.directory.lease_file import LEASE
@@ -135,9 +135,9 @@ def test_a_lease_is_there_while_it_is_held_and_leaves_nothing(tmp_path: Path) ->
 def test_a_second_run_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
     """Whoever starts twice by mistake must find out which run to look for."""
     with acquire(tmp_path, SLURM_JOB_ID="77") as lease:
-        with pytest.raises(InputError) as refused:
+        with pytest.raises(DirectoryInUse) as refused:
             acquire(tmp_path)
-        with pytest.raises(InputError, match="which gives signs of life; wait for its end"):
+        with pytest.raises(DirectoryInUse, match="which gives signs of life; wait for its end"):
             acquire(tmp_path, steal=True)
         lease.check()
         assert files(tmp_path) == {LEASE}
@@ -234,7 +234,7 @@ def test_a_silent_run_of_another_machine_keeps_its_directory_until_it_is_stolen(
     left_by_another_host(tmp_path, started="2026-01-02T12:03:00+0100")
     long_ago = time.time() - 600
     os.utime(tmp_path / LEASE, (long_ago, long_ago))
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(DirectoryInUse) as refused:
         acquire(tmp_path)
     assert str(refused.value) == (
         f"{tmp_path}: in use by another run (process 123 of user x on host node17, job 77, since 2026-01-02 "
@@ -256,10 +256,10 @@ def test_a_job_that_its_scheduler_starts_anew_needs_no_option(tmp_path: Path) ->
     left_by_another_host(tmp_path)
     with acquire(tmp_path, SLURM_JOB_ID="77") as lease:
         lease.check()
-        with pytest.raises(InputError, match="gives signs of life"):
+        with pytest.raises(DirectoryInUse, match="gives signs of life"):
             acquire(tmp_path, SLURM_JOB_ID="77")
     left_by_another_host(tmp_path, job="")
-    with pytest.raises(InputError, match="in use"):
+    with pytest.raises(DirectoryInUse, match="in use"):
         acquire(tmp_path)
 
 
@@ -278,7 +278,7 @@ def test_a_lease_is_not_stolen_from_a_run_that_beats(
     other = start()
     assert other.ask("acquire", tmp_path) == "done"
     monkeypatch.setattr("distrib.runtime.directory.lease._has_ended", lambda found: False)
-    with pytest.raises(InputError, match=f"process {other.process.pid} .* gives signs of life"):
+    with pytest.raises(DirectoryInUse, match=f"process {other.process.pid} .* gives signs of life"):
         acquire(tmp_path, steal=True)
     assert other.ask("check", tmp_path) == "done"
 
@@ -346,7 +346,7 @@ def test_a_lease_that_somebody_has_removed_is_lost(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"\0" * 2048, b'{"token": "../../x"}', b"[" * 100_000])
 def test_a_damaged_lease_of_nobody_known_is_only_stolen(content: bytes, tmp_path: Path) -> None:
     (tmp_path / LEASE).write_bytes(content)
-    with pytest.raises(InputError, match=r"lease\.json does not say whose.*--steal-lease"):
+    with pytest.raises(DirectoryInUse, match=r"lease\.json does not say whose.*--steal-lease"):
         acquire(tmp_path)
     with acquire(tmp_path, steal=True) as lease:
         lease.check()

@@ -34,7 +34,7 @@ from distrib.runtime.preflight.limits import (
 )
 from distrib.runtime.preflight.machines import Machine, compare, skew_warnings, this_machine
 from distrib.runtime.preflight.room import Room, check_room, checkpoint_bytes, room_in
-from distrib.runtime.preflight.shared_directory import _Answer, _unseen
+from distrib.runtime.preflight.shared_directory import PATIENCE, _Answer, _unseen
 from distrib.runtime.preflight.stages import Needs, Preflight
 from distrib.runtime.preflight.wording import holders, listing, size
 from distrib.runtime.processes import Processes
@@ -305,6 +305,35 @@ def test_an_answer_that_rank_zero_does_not_see_is_its_writers(tmp_path: Path) ->
     answers = [_Answer(seen=True), _Answer(seen=True, wrote=True), _Answer(seen=True, wrote=True)]
     (tmp_path / "n-1").write_text("n-1")
     assert _unseen(answers, tmp_path, "n", 0.0) == [2]
+
+
+def test_a_file_is_seen_that_only_an_opened_folder_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An NFS client goes by what it knows of a folder, and of where that is, until it is opened."""
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / "n-1").write_text("n-1")
+    opened: list[Path] = []
+    read, open_ = Path.read_text, os.open
+
+    def noted(path: Path, flags: int) -> int:
+        opened.append(path)
+        return open_(path, flags)
+
+    def remembered(path: Path, **given: str) -> str:
+        if opened[-2:] != [tmp_path, directory]:
+            raise FileNotFoundError(2, "No such file or directory")
+        return read(path, **given)
+
+    monkeypatch.setattr("distrib.runtime.preflight.shared_directory.os.open", noted)
+    monkeypatch.setattr(Path, "read_text", remembered)
+    assert _unseen([_Answer(seen=True), _Answer(seen=True, wrote=True)], directory, "n", 0.0) == []
+    assert len(opened) == 2
+
+
+def test_other_nodes_have_the_minute_that_nfs_may_take() -> None:
+    assert PATIENCE >= 60.0
 
 
 def test_one_process_is_done_at_once(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from distrib.files import written_whole
 ATTEMPT_VARIABLE: Final = "KETOS_ATTEMPT"
 """Names the folder of the attempt in the environment of its processes."""
 
-EndingCause = Literal["input", "run", "memory", "peer", "timeout", "unexpected", "preempted"]
-"""Bad input; a failure that would come again; out of memory; another process has gone; waited too long; an
-error nobody has foreseen; a signal after which the state was saved."""
+EndingCause = Literal["input", "busy", "run", "memory", "peer", "timeout", "unexpected", "preempted"]
+"""Bad input; another process has the run directory; a failure that would come again; out of memory; another
+process has gone; waited too long; an error nobody has foreseen; a signal after which the state was saved."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NoReturn
 
-from distrib.errors import InputError, RunError
+from distrib.errors import DirectoryInUse, RunError
 from distrib.files import write_error
 from distrib.runtime.directory.lease_file import LEASE, FoundLease, Holder, LeaseFile, lease_in_force
 from distrib.runtime.directory.machine import this_process
@@ -65,7 +65,8 @@ class Lease:
         anew, perhaps because the machine of the holder has failed.
 
         Raises:
-            InputError: another run holds it, named in the sentence; or the directory cannot be written.
+            DirectoryInUse: another run holds it, named in the sentence.
+            InputError: the directory cannot be written.
             RunError: the disk is full.
         """
         try:
@@ -146,7 +147,7 @@ class Lease:
 
 
 def _put_in_force(file: LeaseFile, *, steal: bool, report: Callable[[str], None]) -> None:
-    """Wait for what must be waited for, and claim. Raises InputError where another has the directory."""
+    """Wait for what must be waited for, and claim. Raises DirectoryInUse where another has the directory."""
     found = None
     for _ in range(_ATTEMPTS):
         found = lease_in_force(file.directory)
@@ -158,7 +159,7 @@ def _put_in_force(file: LeaseFile, *, steal: bool, report: Callable[[str], None]
         if file.claim(found):
             return
         time.sleep(_PAUSE)  # another was faster, and has the lease or has given it up
-    raise InputError(
+    raise DirectoryInUse(
         f"{file.directory}: other runs come and go there, last {_who(found)}; start again, or give another "
         "directory with -o."
     )
@@ -183,7 +184,7 @@ def _wait_for_silence(
 ) -> None:
     """Return when ``found`` has given no sign of life for three beats, or is no longer in force.
 
-    Raises InputError at its first sign of life.
+    Raises DirectoryInUse at its first sign of life.
     """
     seconds = _beats_missed(file, found)
     report(f"{file.directory}: in use by {_who(found, age)}; waiting {seconds:.0f} s for a sign of life.")
@@ -197,7 +198,7 @@ def _wait_for_silence(
         if again is None or again.key != found.key:
             return
         if again.sign != found.sign:
-            raise InputError(
+            raise DirectoryInUse(
                 f"{file.directory}: in use by {_who(found)}, which gives signs of life; wait for its end, or "
                 "give another directory with -o."
             )
@@ -208,7 +209,7 @@ def _refuse(file: LeaseFile, found: FoundLease, *, age: float) -> NoReturn:
         remedy = "wait for its end, or give another directory with -o."
     else:
         remedy = "if it has ended take the directory over with --steal-lease, or give another with -o."
-    raise InputError(f"{file.directory}: in use by {_who(found, age)}; {remedy}")
+    raise DirectoryInUse(f"{file.directory}: in use by {_who(found, age)}; {remedy}")
 
 
 def _who(found: FoundLease | None, age: float | None = None) -> str:

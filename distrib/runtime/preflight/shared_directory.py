@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,11 @@ from distrib.runtime.preflight.wording import place
 from distrib.runtime.processes import Processes
 
 PREFIX: Final = ".preflight-"
-PATIENCE = 5.0
-"""Seconds for a file to be seen by other nodes: NFS clients keep what they know of a folder for a while."""
+PATIENCE = 60.0
+"""Seconds for a file to be seen by other nodes: NFS clients keep what they know of a folder for a while, with
+the usual options for up to a minute."""
 _INTERVAL = 0.05
+_LONGEST_INTERVAL = 1.0
 
 
 def check_shared(
@@ -123,7 +126,9 @@ def _answer_name(nonce: str, rank: int) -> str:
 
 def _missing(path: Path, content: str, deadline: float) -> str:
     """Why a file does not have its content at the ``deadline``; empty as soon as it has."""
+    pause = _INTERVAL
     while True:
+        _ask_anew(path.parent)
         try:
             if path.read_text(encoding="ascii", errors="replace") == content:
                 return ""
@@ -132,4 +137,13 @@ def _missing(path: Path, content: str, deadline: float) -> str:
             reason = error.strerror or str(error)
         if time.monotonic() >= deadline:
             return reason
-        time.sleep(_INTERVAL)
+        time.sleep(pause)
+        pause = min(1.5 * pause, _LONGEST_INTERVAL)
+
+
+def _ask_anew(directory: Path) -> None:
+    """Opening a folder makes NFS ask for what is in it; the folder itself may be new in the one above."""
+    for folder in (directory.parent, directory):
+        # The folder above may be closed to this user, and what is wrong with this one its file will tell.
+        with suppress(OSError):
+            os.close(os.open(folder, os.O_RDONLY))
