@@ -15,17 +15,19 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from distrib.config.launching import ElasticLaunch, time_limit_minutes
+from distrib.config.launching import ElasticLaunch
 from distrib.files import write_error
 from launchers.attempts import Attempt, Outcome
 from launchers.places import launch_folder
 from launchers.plan import LaunchPlan
+from launchers.programs import SAFE_PATH, module_words
 from launchers.ray import worker
 from launchers.ray.course import Course
 from launchers.ray.environment import machine_needs, start_order
 from launchers.ray.keeper import GRACE_SECONDS, HURRY, NONCE
 from launchers.ray.watcher import living_nodes, node_names, nodes_to_use
 from launchers.stop import StopRequest
+from launchers.time_limit import TIME_IS_OVER, seconds_left, time_over
 
 RAY_TRAIN_SETTINGS: Final[Mapping[str, str]] = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -102,8 +104,7 @@ class _Watch:
         self._room_since: float | None = None
         self._bad_since: float | None = None
         self._ordered_end: float | None = None
-        limit = plan.options.time
-        self._limit = None if limit is None else 60.0 * time_limit_minutes(limit)
+        self._limit = seconds_left(plan)
 
     def run(self, stop: StopRequest) -> Outcome:
         """Start Ray Train, and return when no process of the attempt is left anywhere."""
@@ -153,7 +154,7 @@ class _Watch:
         if stop.reason is not None:
             self._order_end(GRACE_SECONDS)
         if self._limit is not None and now - self._began > self._limit and self._ordered_end is None:
-            course.interrupt("cancelled", f"The time of --time {self._plan.options.time} is over.")
+            course.interrupt(TIME_IS_OVER, time_over(self._plan))
             self._order_end(GRACE_SECONDS)
         if course.cause == "input":
             self._order_end(_SHORT_GRACE)
@@ -292,7 +293,8 @@ def _trainer(plan: LaunchPlan, attempt: Attempt, size: int, needs: Mapping[str, 
         train_loop_config={
             "board": board,
             "folder": str(attempt.folder),
-            "python": plan.python,
+            "keeper": list(module_words(plan.python, "launchers.ray.keeper")),
+            "environment": dict(SAFE_PATH),
             "cwd": str(plan.folder),
         },
         scaling_config=ScalingConfig(

@@ -100,20 +100,10 @@ def start_order(
             {
                 "rank": rank,
                 "log": str(attempt.log(rank)),
-                "environment": {**common_variables(attempt, plan), **place, **meeting},
+                "environment": {**attempt.environment, **place, **meeting},
             }
         )
     return {"words": list(attempt.words), "folder": str(plan.folder), "processes": processes}
-
-
-def common_variables(attempt: Attempt, plan: LaunchPlan) -> dict[str, str]:
-    """What all processes of an attempt get, laid over the variables of Ray's worker on their machine.
-
-    Ray gives the driver of a job a single thread, which says nothing about the processes: they have as many
-    as CPUs were asked for.
-    """
-    threads = {"OMP_NUM_THREADS": str(plan.options.cpus_per_proc or 1)}
-    return {**attempt.environment, **threads, **plan.environment}
 
 
 def rank_variables(plan: LaunchPlan, *, machines: int, number: int, local_rank: int) -> dict[str, str]:

@@ -17,7 +17,8 @@ from launchers.agent import run_attempts
 from launchers.attempts import Attempt
 from launchers.commands import shown_command
 from launchers.plan import LaunchPlan
-from launchers.ray.environment import common_variables, machine_needs, rank_variables, shown_needs
+from launchers.programs import SAFE_PATH, module_words
+from launchers.ray.environment import machine_needs, rank_variables, shown_needs
 from launchers.ray.job import CONNECT_SECONDS, JobRecord, RayJob, client_of, first_line, write_record
 from launchers.ray.keeper import GRACE_SECONDS
 
@@ -37,7 +38,7 @@ def dry_run(plan: LaunchPlan) -> str:
     if minimum is not None and minimum < nodes:
         lines.append(f"  {minimum} to {nodes} machines, as many as there are at each attempt")
     lines.append(f"{plan.processes} process(es) in {plan.folder}:")
-    lines += [f"  {name}={value}" for name, value in common_variables(attempt, plan).items()]
+    lines += [f"  {name}={value}" for name, value in attempt.environment.items()]
     lines += ["  MASTER_ADDR=<first machine>", "  MASTER_PORT=<a free port there>"]
     lines.append(f"  {shown_command(attempt.words)}")
     for number in range(nodes):
@@ -124,7 +125,8 @@ def submission_id(environ: Mapping[str, str]) -> str | None:
 
 
 def _entrypoint(plan: LaunchPlan) -> str:
-    words = [plan.python, "-m", "launchers.ray", str(plan.run_dir)]
+    variables = [f"{name}={value}" for name, value in SAFE_PATH.items()]
+    words = ["env", *variables, *module_words(plan.python, "launchers.ray"), str(plan.run_dir)]
     return f"cd {shlex.quote(str(plan.folder))} && exec {shlex.join(words)}"
 
 

@@ -7,6 +7,7 @@ package: only the standard library and Ray may be imported here.
 from __future__ import annotations
 
 import json
+import os
 import queue
 import socket
 import subprocess
@@ -15,7 +16,6 @@ from typing import Any
 
 _EVERY = 0.25
 _ANSWER_SECONDS = 30.0
-_KEEPER = "launchers.ray.keeper"
 
 
 class Board:
@@ -46,7 +46,8 @@ class Board:
 def keep_machine(config: dict[str, Any]) -> None:
     """The train function of one machine: returns when its keeper has, never fails for an exit code.
 
-    ``config`` has the board, the folder of the attempt, the interpreter and the working folder.
+    ``config`` has the board, the folder of the attempt, the command line of the keeper, the variables laid
+    over those of this process for it, and the working folder.
     """
     import ray
     import ray.train
@@ -125,11 +126,12 @@ class _Keeper:
 
 
 def _started(config: dict[str, Any], node: int, messages: queue.Queue[dict[str, Any]]) -> _Keeper | None:
-    words = [config["python"], "-m", _KEEPER, config["folder"], str(node)]
+    words = [*config["keeper"], config["folder"], str(node)]
     try:
         process = subprocess.Popen(  # noqa: S603
             words,
             cwd=config["cwd"],
+            env={**os.environ, **config["environment"]},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -14,6 +14,7 @@ from distrib.config.sizes import parse_size
 from distrib.errors import InputError
 from launchers.places import launch_folder
 from launchers.plan import LaunchPlan
+from launchers.programs import SAFE_PATH, module_words
 
 _MIB: Final = 1 << 20
 _ARRAY = re.compile(r"(?P<tasks>\d+(?:-\d+(?::\d+)?)?(?:,\d+(?:-\d+(?::\d+)?)?)*)?(?:%(?P<at_once>\d+))?")
@@ -21,7 +22,7 @@ _ARRAY = re.compile(r"(?P<tasks>\d+(?:-\d+(?::\d+)?)?(?:,\d+(?:-\d+(?::\d+)?)?)*
 
 def script(plan: LaunchPlan) -> str:
     """The batch script of a single run. Raises InputError without submitit."""
-    words = [plan.python, "-u", "-m", "launchers.slurm", str(plan.run_dir)]
+    words = [*_agent(plan), str(plan.run_dir)]
     return _script(plan, shlex.join(words), launch_folder(plan.run_dir) / "slurm-%j.log")
 
 
@@ -31,7 +32,7 @@ def sweep_script(plans: Sequence[LaunchPlan], directory: Path) -> str:
     tasks = array_tasks(options.array, len(plans))
     at_once = (options.array or "").partition("%")[2]
     array = ",".join(map(str, tasks)) if len(tasks) < len(plans) else f"0-{len(plans) - 1}"
-    words = [plans[0].python, "-u", "-m", "launchers.slurm", "--sweep", str(directory)]
+    words = [*_agent(plans[0]), "--sweep", str(directory)]
     command = f'{shlex.join(words)} "$SLURM_ARRAY_TASK_ID"'
     return _script(
         plans[0], command, directory / "slurm-%A_%a.log", array=f"{array}%{at_once}" if at_once else array
@@ -55,6 +56,11 @@ def array_tasks(text: str | None, runs: int) -> list[int]:
     if not tasks or max(tasks) >= runs:
         raise InputError(f"--array {text}: the sweep has runs 0 to {runs - 1}; choose among them.")
     return sorted(tasks)
+
+
+def _agent(plan: LaunchPlan) -> list[str]:
+    variables = [f"{name}={value}" for name, value in SAFE_PATH.items()]
+    return ["env", *variables, *module_words(plan.python, "launchers.slurm", "-u")]
 
 
 def _script(plan: LaunchPlan, command: str, log: Path, *, array: str | None = None) -> str:

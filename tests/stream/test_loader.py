@@ -186,7 +186,7 @@ def test_a_killed_worker_is_a_sentence_and_no_hang() -> None:
     assert ours.poll(60), "it hangs"
     kind, sentence = ours.recv()
     process.join(60)
-    assert kind == "RunError"
+    assert kind == "PeerLost"
     assert "was killed" in sentence
     assert "lessen --workers" in sentence
     assert process.exitcode == 0

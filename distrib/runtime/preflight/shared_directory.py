@@ -17,7 +17,7 @@ from distrib.runtime.preflight.wording import place
 from distrib.runtime.processes import Processes
 
 PREFIX: Final = ".preflight-"
-PATIENCE = 60.0
+PATIENCE = 35.0
 """Seconds for a file to be seen by other nodes: NFS clients keep what they know of a folder for a while, with
 the usual options for up to a minute."""
 _INTERVAL = 0.05
