@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from distrib.errors import InputError, KetosError, PeerLost
 from distrib.parent_process import end_with_parent
 from distrib.stream.batches import BatchReader, LineBatch, StepBatch
+from distrib.stream.forking import wait_for_threads
 from distrib.stream.micro_batches import split_step
 from distrib.stream.plan import EpochPlan, PlanSettings, describe_difference, sequential_plan
 
@@ -216,6 +217,8 @@ class EvaluationLoader:
 def _delivered(loader: DataLoader[LineBatch | _Failed]) -> Iterator[LineBatch]:
     """The loader's batches. Raises RunError where a worker process was killed, or what ended its reading."""
     with reader_deaths():
+        if loader.num_workers:
+            wait_for_threads()
         batches = iter(loader)
         while True:
             try:
