@@ -19,8 +19,9 @@ def wait_for_threads(limit: float = 0.5) -> bool:
 
     To be called right before a fork. A thread of a library that is about to call Python adds itself to the
     interpreter's list of threads, and need not hold the GIL for it: forked in that very moment, a child finds
-    the list locked by nobody who is there, and waits for ever before its first instruction. Threads of gloo do
-    so when they give back the tensors of a collective that has just ended. Without Linux nothing is waited for.
+    the list locked by nobody who is there, and waits for ever before its first instruction. Threads of gloo
+    do so when they give back the tensors of a collective that has just ended. Without Linux nothing is waited
+    for.
     """
     if sys.platform != "linux":
         return True

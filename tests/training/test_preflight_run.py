@@ -48,6 +48,7 @@ def on_two_nodes(folders: list[Path], *arguments: object) -> list[subprocess.Com
     ]
 
 
+@pytest.mark.slow
 def test_a_node_with_another_run_directory_is_named_before_any_work(
     lines_arrow: Path, tmp_path: Path
 ) -> None:
