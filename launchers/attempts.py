@@ -26,10 +26,12 @@ Cause = Literal[
     "timeout",
     "unexpected",
     "cancelled",
+    "time",
 ]
 """Why an attempt ended: all done; bad input; the run directory in use by another; a failure that would come
 again; out of memory; a signal after which the state was saved; a machine went away; a process was killed;
-processes lost each other; one waited too long; an error nobody has foreseen; a person wanted it."""
+processes lost each other; one waited too long; an error nobody has foreseen; a person wanted it;
+the time of the launch is over."""
 
 
 _THREADS: Final = "OMP_NUM_THREADS"

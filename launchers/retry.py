@@ -139,6 +139,8 @@ def decide(
         return Decision(action="end", code=2, reason="the input has to be mended first")
     if last.cause == "busy":
         return _busy(past, stopping)
+    if last.cause == "time":
+        return Decision(action="end", code=1)
     if last.cause == "run":
         return Decision(action="end", code=code, reason="it would fail again")
     if last.cause == "memory" and not smaller_batch:

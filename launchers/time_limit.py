@@ -10,7 +10,7 @@ from launchers.attempts import Cause
 from launchers.history import read_history
 from launchers.plan import LaunchPlan
 
-TIME_IS_OVER: Final[Cause] = "run"
+TIME_IS_OVER: Final[Cause] = "time"
 """The cause of an attempt that was ended by it: another would have no time either."""
 
 

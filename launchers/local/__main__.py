@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 
-from distrib.errors import KetosError
 from launchers.local.executor import run_here
-from launchers.plan import read_plan
-
-
-def main(words: list[str]) -> int:
-    """Run the plan in a run directory; the exit code of the run."""
-    try:
-        return run_here(read_plan(Path(words[0])), echo=partial(print, flush=True))
-    except KetosError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return error.exit_code
-
+from launchers.standalone import run_alone
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_alone(lambda: Path(sys.argv[1]), run_here))

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
-from distrib.errors import InputError, KetosError
-from launchers.plan import read_plan
+from distrib.errors import InputError
 from launchers.slurm.executor import run_agent
+from launchers.standalone import run_alone
 
 
 def main(words: list[str]) -> int:
     """Run the plan in a run directory, or that of a sweep's task; the exit code of the job."""
-    try:
-        run_dir = task_of_sweep(Path(words[1]), words[2]) if words[0] == "--sweep" else Path(words[0])
-        return run_agent(read_plan(run_dir), echo=partial(print, flush=True))
-    except KetosError as error:
-        print(f"Error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+    if words[0] == "--sweep":
+        return run_alone(lambda: task_of_sweep(Path(words[1]), words[2]), run_agent)
+    return run_alone(lambda: Path(words[0]), run_agent)
 
 
 def task_of_sweep(directory: Path, task: str) -> Path:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 WORKER = """
@@ -37,6 +38,7 @@ with module.joined(topology_of(os.environ), device="cpu") as processes:
 """
 
 
+@pytest.mark.slow
 def test_a_job_may_compile_for_longer_than_a_collective_waits(tmp_path: Path) -> None:
     """Broken: training from much ground truth with several processes ends while it compiles, every time."""
     image = tmp_path / "line.png"

@@ -102,6 +102,7 @@ def test_the_sentence_is_that_of_the_first_process_with_the_cause() -> None:
         ("input", 2, "end", 2),
         ("run", 1, "end", 1),
         ("cancelled", 143, "end", 130),
+        ("time", 143, "end", 1),
         ("memory", 1, "end", 1),
         ("killed", 1, "restart", 0),
         ("peer", 1, "restart", 0),

@@ -58,6 +58,7 @@ with module.joined(topology_of(os.environ), device="cpu") as processes:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "kind", "sentence"),
     [
