@@ -38,7 +38,10 @@ def prepare(folder: Path) -> None:
     (block,) = blocks("yaml")
     experiment = yaml.safe_load(block)
     make_section(Train, "train", experiment["train"])
-    experiment["train"] |= {"spec": TINY, "quit": "fixed", "epochs": 1, "batch_size": 4}
+    limits = {"quit": "fixed", "epochs": 2, "batch_size": 4, "global_batch_size": 8}
+    # In full precision, so that runs on different targets can be compared.
+    experiment["precision"] = "32-true"
+    experiment["train"] |= {"spec": TINY, **limits}
     (folder / "experiment.yml").write_text(yaml.safe_dump(experiment), encoding="utf-8")
     shutil.copytree(ROOT / "slurm", folder / "slurm")
 

@@ -11,6 +11,8 @@ import pytest
 
 from distrib.ground_truth.sample import write_sample
 
+from ..conftest import SHARED
+
 EXPERIMENT = """
 num_workers: 1
 train:
@@ -50,43 +52,10 @@ def experiment(tmp_path: Path) -> Path:
     return path
 
 
-REAL_EXPERIMENT = """
-device: cpu
-num_workers: 0
-train:
-  spec: '[1,32,0,1 Cr3,7,16 Mp4,4 S1(1x0)1,3 Lbx32 Do0.3]'
-  format_type: binary
-  batch_size: 4
-  global_batch_size: 8
-  quit: fixed
-  epochs: 3
-  ground_truth: ['{lines}']
-"""
-
-
 @pytest.fixture(scope="session")
-def real_experiment(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One experiment file on 40 real lines, for every target."""
-    folder = tmp_path_factory.mktemp("real")
-    lines, experiment = folder / "lines.arrow", folder / "experiment.yml"
-    images = sorted(map(str, (real_data / "fraktur-lines").glob("*.png")))[:40]
-    words = ["--workers", "0", "compile", "-f", "path", "-o", str(lines), *images]
-    subprocess.run([sys.executable, "-m", "distrib", *words], check=True, capture_output=True)
-    experiment.write_text(REAL_EXPERIMENT.format(lines=lines), encoding="utf-8")
-    return experiment
-
-
-@pytest.fixture(scope="session")
-def local_weights(real_experiment: Path) -> Path:
-    """The weights file of that experiment, trained by two processes of this machine."""
-    run = real_experiment.parent / "local"
-    launch = ["launch", "local", "--procs-per-node", "2", "--", "train", "-o", str(run)]
-    words = [sys.executable, "-m", "distrib", "--config", str(real_experiment), *launch]
-    subprocess.run(words, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return weights_of(run)
-
-
-def weights_of(run: Path) -> Path:
-    """The exported weights file of a run."""
-    (weights,) = run.glob("best_*.safetensors")
-    return weights
+def line_images(launch_pages: Path) -> list[Path]:
+    """Images of 40 real lines with their text beside them where they are to be had, else of drawn ones."""
+    real = sorted((SHARED / "data" / "fraktur-lines").glob("*.png"))[:40]
+    if not real and "real" in os.environ.get("KETOS_TESTS_REQUIRE", "").split():
+        pytest.fail("no real lines beside this checkout, and tests with them must run here")
+    return real or sorted((launch_pages / "lines").glob("*.png"))

@@ -63,9 +63,10 @@ def test_reading_every_line_keeps_none(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["arrow", "webdataset"])
 def test_training_on_much_data_takes_no_more_memory(form: str, tmp_path: Path) -> None:
-    """Fails if preparing a run reads or keeps images: of 300 MB as much is resident as of 10 MB."""
+    """Fails if preparing a run reads or keeps images: of 300 MB as much is resident as of 10 MB. A single
+    file is one shard: it is mapped as those are."""
     words = ["--size", "300M", "--steps", "20", "--repeat", "1", "--forms", form, "--json"]
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "scale.py", *words, "--scratch", tmp_path, "--data", tmp_path],

@@ -1,4 +1,4 @@
-"""The commands that the README has for Ray."""
+"""The README's commands for Ray: the weights of a local run."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from ...readme import blocks, prepare
+from ...readme import blocks
+from ..same_weights import assert_same_run, prepare_same
 from .cluster import RayCluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 
-def test_the_commands_of_the_readme_run(cluster: RayCluster, launch_pages: Path, tmp_path: Path) -> None:
-    prepare(tmp_path)
+def test_the_commands_of_the_readme_give_the_weights_of_a_local_run(
+    cluster: RayCluster, line_images: list[Path], tmp_path: Path
+) -> None:
+    reference = prepare_same(tmp_path, line_images)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "RAY_API_SERVER_ADDRESS": cluster.dashboard}
-    compile_ = "ketos compile -f path --shard-format arrow --height 16 -o shards"
-    script = "\n".join([f"{compile_} {launch_pages}/lines/*.png", *blocks("sh", "On Ray")])
     done = subprocess.run(
-        ["sh", "-ec", script],
+        ["sh", "-ec", "\n".join(blocks("sh", "On Ray"))],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -32,4 +33,4 @@ def test_the_commands_of_the_readme_run(cluster: RayCluster, launch_pages: Path,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "train on ray, done" in done.stdout
-    assert list((tmp_path / "ray-run").glob("best_*.safetensors"))
+    assert_same_run(tmp_path / "ray-run", reference)

@@ -59,7 +59,8 @@ def test_lost_nodes(cluster: Cluster, new_run: Callable[..., Run]) -> None:
     note(slurm_agent_lost=run.resumed_after(began))
     run.wait_for_end()
     run.check_ledger()
-    assert run.causes() == ["lost", None, "done"], run.told()
+    # SLURM may notice a lost node only when the job has begun anew, and queue it once more.
+    assert [cause for cause in run.causes() if cause != "preempted"] == ["lost", None, "done"], run.told()
     assert run.events("attempt_end")[0]["lost"] == ["n2"]
 
 

@@ -1,4 +1,4 @@
-"""The commands that the README has for SLURM."""
+"""The README's commands for SLURM: by launch and by template, the weights of a local run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from ...readme import blocks, prepare
+from ...readme import blocks
+from ..same_weights import assert_same_run, prepare_same
 from .cluster import Cluster, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 
-def test_the_commands_of_the_readme_run(cluster: Cluster, launch_pages: Path, tmp_path: Path) -> None:
-    prepare(tmp_path)
+def test_the_commands_of_the_readme_give_the_weights_of_a_local_run(
+    cluster: Cluster, line_images: list[Path], tmp_path: Path
+) -> None:
+    reference = prepare_same(tmp_path, line_images)
     path = os.pathsep.join([str(Path(sys.executable).parent), cluster.environment["PATH"]])
     environment = {**cluster.environment, "PATH": path, "OMP_NUM_THREADS": "1"}
 
@@ -28,11 +31,9 @@ def test_the_commands_of_the_readme_run(cluster: Cluster, launch_pages: Path, tm
         assert done.returncode == 0, done.stdout + done.stderr + cluster.told()
         return done.stdout
 
-    compile_ = "ketos compile -f path --shard-format arrow --height 16 -o shards"
-    run(f"{compile_} {launch_pages}/lines/*.png")
     printed = run("\n".join(blocks("sh", "On SLURM")))
     assert "done" in printed
     wait_until((tmp_path / "slurm-run" / "launch").exists, seconds=60, of="the job of the template")
     assert "done" in run("ketos launch wait slurm-run")
     for name in ("big", "slurm-run"):
-        assert list((tmp_path / name).glob("best_*.safetensors")), name
+        assert_same_run(tmp_path / name, reference)
