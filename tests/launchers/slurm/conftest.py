@@ -46,3 +46,14 @@ def new_run(cluster: Cluster, tmp_path: Path, launch_lines: Path) -> Callable[..
         return Run(cluster, tmp_path / name, launch_lines, epochs=epochs)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def submitit_installed() -> None:
+    """Skip without submitit, which renders scripts; or fail where the tests with SLURM must run."""
+    try:
+        import submitit  # noqa: F401
+    except ImportError:
+        if "slurm" in os.environ.get("KETOS_TESTS_REQUIRE", "").split():
+            pytest.fail("submitit is not installed, and tests marked slurm must run here")
+        pytest.skip("submitit is not installed")

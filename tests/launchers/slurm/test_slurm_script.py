@@ -62,6 +62,7 @@ def plan_of(run_dir: str = "/data/run", name: str = "ketos-train", **options: An
     )
 
 
+@pytest.mark.usefixtures("submitit_installed")
 @pytest.mark.parametrize("name", ["plain", "everything", "sweep"])
 def test_script_is_the_golden_one(name: str) -> None:
     """Broken: jobs are submitted with other options than a user and the documentation think."""
@@ -78,6 +79,7 @@ def test_script_is_the_golden_one(name: str) -> None:
     assert text.replace(agent, f"{python} -u -m launchers.slurm") == (GOLDEN / f"{name}.sh").read_text()
 
 
+@pytest.mark.usefixtures("submitit_installed")
 @given(st.text(st.characters(exclude_characters="\0\n/", exclude_categories=["Cs"]), min_size=1, max_size=20))
 def test_any_directory_reaches_the_agent(name: str) -> None:
     """Broken: a directory with a blank or a quotation mark would be another one on the node."""
