@@ -15,7 +15,7 @@ from .conftest import ketos
 from .launching import rows, run
 from .untrained import write_untrained
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("exact validation")]
 
 TRAIN = ["-q", "fixed", "-N", 3, "-B", 4, "--global-batch-size", 8, "-r", 1e-4, "--resize", "union"]
 WORLD_SIZES = (1, 2, 3)
@@ -36,9 +36,7 @@ def held(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "held.lst"
 
 
-@pytest.mark.parametrize(
-    ("precision", "trained_by"), [("32-true", 1), ("32-true", 2), ("32-true", 3), ("bf16-mixed", 2)]
-)
+@pytest.mark.parametrize(("precision", "trained_by"), [("32-true", 1), ("32-true", 3), ("bf16-mixed", 2)])
 def test_validation_and_test_count_the_same_edits(
     precision: str, trained_by: int, held: Path, lines_arrow: Path, tmp_path: Path
 ) -> None:
