@@ -190,6 +190,6 @@ def test_the_time_limit_is_that_of_the_launch(tmp_path: Path) -> None:
     year = text.index('"time"') + len('"time": "')
     (tmp_path / EVENTS).write_text(f"{text[:year]}2001{text[year + 4 :]}")
     outcome = Started(tmp_path, *_python(SAVES), time="10").outcome(within=30)
-    assert (outcome.code, outcome.cause) == (1, "run")
+    assert (outcome.code, outcome.cause) == (1, "time")
     assert "time limit" in (outcome.sentence or "")
     assert not list(tmp_path.glob("ready-*"))
