@@ -14,7 +14,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from distrib.errors import InputError, KetosError, RunError
 from distrib.files import write_error
@@ -23,6 +22,7 @@ from distrib.runtime.directory.events import EVENTS, EventLog
 from distrib.runtime.directory.lease import Lease
 from distrib.runtime.directory.lease_file import lease_in_force
 from launchers.attempts import Attempt, Outcome
+from launchers.following import last_line
 from launchers.history import History, read_history
 from launchers.micro_batch import batch_words, smaller_batch
 from launchers.places import last_attempt, launch_folder
@@ -180,9 +180,7 @@ class _Agent:
     def _follow(self, decision: Decision, cause: str, sentence: str, past: list[PastAttempt]) -> int | None:
         if cause == "done":
             return 0
-        told = f"attempt {past[-1].number} ({cause}): {sentence}".removesuffix(": ") + (
-            "" if sentence else "."
-        )
+        told = f"attempt {past[-1].number} ({cause})" + (f": {sentence}" if sentence else ".")
         if decision.action == "end":
             if sentence or cause not in ("input", "run"):
                 why = f" Not started again: {decision.reason}." if decision.reason else ""
@@ -216,15 +214,6 @@ def _pause_after(past: Sequence[PastAttempt]) -> float:
     return min(2.0 ** (failures - 1), _LONGEST_PAUSE) if failures > 1 else 0.0
 
 
-def _last_line(path: Path) -> str:
-    """What a process has said last, as far as it has said anything."""
-    try:
-        lines = path.read_bytes()[-4096:].decode(errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    return lines[-1] if lines else "it says nothing"
-
-
 def _sentence_of(attempt: Attempt, outcome: Outcome, cause: str) -> str:
     """What can be said of processes that left no word themselves."""
     if cause == "done":
@@ -238,7 +227,7 @@ def _sentence_of(attempt: Attempt, outcome: Outcome, cause: str) -> str:
             )
     if cause == "input":
         rank = min((rank for rank, code in outcome.codes.items() if code in (1, 2)), default=0)
-        return f"Process {rank} could not begin: {_last_line(attempt.log(rank))}"
+        return f"Process {rank} could not begin: {last_line(attempt.log(rank))}"
     if cause in ("preempted", "cancelled"):
         return "It was told to end."
     if outcome.code < 0:

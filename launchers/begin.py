@@ -1,4 +1,4 @@
-"""Before and beside a launch: whether there is one already, its job, and the wish that it should end."""
+"""Before and beside a launch: whether there is one already, its record, and the wish that it should end."""
 
 from __future__ import annotations
 
@@ -12,23 +12,8 @@ from distrib.runtime.directory.machine import this_process
 from launchers.history import read_history
 from launchers.places import cancel_file, plan_file
 from launchers.plan import LaunchPlan, read_plan, write_plan
-from launchers.states import Job
 from launchers.status import status_of
-
-
-def job_of(plan: LaunchPlan) -> Job | None:
-    """The job of a plan as its target knows it; None where it knows none."""
-    if plan.target == "slurm":
-        from launchers.slurm.job import find as find_slurm
-
-        return find_slurm(plan)
-    if plan.target == "ray":
-        from launchers.ray.job import find as find_ray
-
-        return find_ray(plan)
-    from launchers.local.job import find as find_local
-
-    return find_local(plan)
+from launchers.targets import job_of
 
 
 def put_on_record(plan: LaunchPlan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -10,12 +11,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from launchers.history import read_history
 from launchers.places import attempt_folder, last_attempt, rank_log
 from launchers.plan import LaunchPlan
-from launchers.status import log_files
 
 _LOOK = 0.2
 _CHUNK = 1 << 20
+_LAST_BYTES = 1 << 12
 
 
 class _Follower:
@@ -76,6 +78,17 @@ def following(plan: LaunchPlan, *, rank: int = 0) -> Iterator[None]:
         follower.show()
 
 
+def last_line(path: Path, *, after: int = 0) -> str:
+    """The last line that a file has after so many bytes; a word for it where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(after, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1] if lines else "it says nothing"
+
+
 def follow_logs(plan: LaunchPlan, *, rank: int, ended: Callable[[], bool]) -> None:
     """Show a rank's log of the newest attempt from its beginning, and of all that follow, until the end."""
     follower = _Follower(plan, rank, last_attempt(plan.run_dir), 0, sys.stdout.buffer)
@@ -86,8 +99,13 @@ def follow_logs(plan: LaunchPlan, *, rank: int, ended: Callable[[], bool]) -> No
 
 
 def print_logs(plan: LaunchPlan, *, attempt: int | None, rank: int | None) -> None:
-    """Print the logs of an attempt."""
-    paths = [path for path in log_files(plan, attempt=attempt, rank=rank) if path.is_file()]
+    """Print the logs of an attempt, of the last one without a number; of one rank, or of all."""
+    attempts = read_history(plan.run_dir).attempts
+    newest = attempts[-1].number if attempts else 0
+    folder = attempt_folder(plan.run_dir, newest if attempt is None else attempt)
+    found = [rank_log(folder, rank)] if rank is not None else folder.glob("rank-*.log")
+    # By rank: longer names are those of higher numbers.
+    paths = sorted(filter(Path.is_file, found), key=lambda path: (len(path.name), path.name))
     for path in paths:
         if len(paths) > 1:
             print(f"== {path}", flush=True)

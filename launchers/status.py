@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 from distrib.runtime.directory.lease_file import lease_in_force
 from distrib.runtime.directory.machine import ProcessIdentity, this_process
-from launchers.attempts import Attempt
 from launchers.history import History, read_history
 from launchers.places import launch_folder
 from launchers.plan import LaunchPlan
@@ -121,14 +119,3 @@ def _last_row(path: Path) -> dict[str, Any]:
             if isinstance(row, dict):
                 return row
     return {}
-
-
-def log_files(plan: LaunchPlan, *, attempt: int | None, rank: int | None) -> Iterator[Path]:
-    """The logs of an attempt's processes, of the last one without a number; of one rank, or of all."""
-    numbers = [each.number for each in read_history(plan.run_dir).attempts]
-    number = attempt if attempt is not None else (numbers[-1] if numbers else 0)
-    folder = Attempt.of(plan, number).folder
-    if rank is not None:
-        yield folder / f"rank-{rank}.log"
-        return
-    yield from sorted(folder.glob("rank-*.log"), key=lambda path: (len(path.name), path.name))

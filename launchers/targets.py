@@ -8,6 +8,7 @@ from typing import Protocol, cast
 
 from distrib.config.launching import Target
 from launchers.plan import LaunchPlan
+from launchers.states import Job
 
 
 class Executor(Protocol):
@@ -26,3 +27,8 @@ class Executor(Protocol):
 def executor_of(target: Target) -> Executor:
     """The executor of a target; what it needs is imported only now."""
     return cast(Executor, import_module(f"launchers.{target}.executor"))
+
+
+def job_of(plan: LaunchPlan) -> Job | None:
+    """The job of a plan as the module ``job`` of its target knows it; None where it knows none."""
+    return cast("Job | None", import_module(f"launchers.{plan.target}.job").find(plan))

@@ -83,7 +83,8 @@ def _compile_shards(job: CompileJob, place: Topology) -> CompileSummary | None:
 
 
 def _print_shards(summary: CompileSummary) -> None:
-    from distrib.cli.display import plural, size
+    from distrib.cli.display import plural
+    from distrib.wording import size
 
     reused = f"; {plural(summary.reused, 'file')} reused" if summary.reused else ""
     mean = size(summary.bytes / summary.shards)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from distrib.cli.display import plural, progress, size
+from distrib.cli.display import plural, progress
 from distrib.config.sizes import parse_size
 from distrib.errors import InputError
 from distrib.files import written_whole
+from distrib.wording import size
 
 if TYPE_CHECKING:
     from distrib.config.sections import DataFormat, LineTypeName

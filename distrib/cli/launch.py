@@ -48,9 +48,8 @@ def _target(target: Target, section: type, summary: str) -> click.Command:
     def run(context: click.Context, /, words: tuple[str, ...], **_: Any) -> None:
         context.exit(_launch(context, target, words))
 
-    command = click.command(target, short_help=summary, context_settings={"allow_interspersed_args": False})(
-        run
-    )
+    settings = {"allow_interspersed_args": False}
+    command = click.command(target, short_help=summary, context_settings=settings)(run)
     command.help = f"{summary}\n\nCOMMAND is compile, train, test or pretrain with its options."
     command.params.append(_WORDS)
     return command

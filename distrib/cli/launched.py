@@ -54,7 +54,8 @@ def logs_command(run_dir: Path, rank: int | None, attempt: int | None, follow: b
 @click.argument("run_dir", type=click.Path(path_type=Path))
 def cancel_command(run_dir: Path) -> None:
     """End a launched run, on whatever machine it is: its processes save, and nothing is started again."""
-    from launchers.begin import ask_to_end, job_of
+    from launchers.begin import ask_to_end
+    from launchers.targets import job_of
 
     for plan in _plans(run_dir):
         status = _status(plan)
@@ -102,7 +103,7 @@ def _has_ended(plan: LaunchPlan) -> bool:
 
 
 def _status(plan: LaunchPlan) -> Status:
-    from launchers.begin import job_of
     from launchers.status import status_of
+    from launchers.targets import job_of
 
     return status_of(plan, job_of(plan))

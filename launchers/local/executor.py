@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from distrib.errors import RunError
 from distrib.runtime.directory.lease_file import lease_in_force
 from launchers.agent import run_attempts
 from launchers.attempts import Attempt, Outcome
-from launchers.commands import shown_command
+from launchers.following import last_line
 from launchers.local import ranks
 from launchers.local.elastic import read_codes
 from launchers.local.environment import check_machine
@@ -43,7 +43,7 @@ def dry_run(plan: LaunchPlan) -> str:
     attempt = Attempt.of(plan, 1, *plan.first)
     lines = [f"{plan.processes} process(es) on this machine, in {plan.folder}:"]
     lines += [f"  {name}={value}" for name, value in attempt.environment.items()]
-    lines.append(f"  {shown_command(attempt.words)}")
+    lines.append(f"  {shlex.join(attempt.words)}")
     lines.append("  rank  local rank  log")
     lines += [f"  {rank:4}  {rank:10}  {attempt.log(rank)}" for rank in range(plan.processes)]
     return "\n".join(lines) + "\n"
@@ -86,12 +86,11 @@ def submit(plan: LaunchPlan, *, begins_within: float = _BEGINS_WITHIN) -> int:
             process.wait()
             raise RunError(
                 f"The agent of {plan.run_dir} has not begun within {begins_within:.0f} s "
-                f"({_last_line(agent_log(plan.run_dir), log_size)}); look at this machine's load and disks."
+                f"({_said(plan, log_size)}); look at this machine's load and disks."
             )
         time.sleep(_LOOK)
     if process.returncode:
-        reason = _last_line(agent_log(plan.run_dir), log_size)
-        raise RunError(f"The agent of {plan.run_dir} ended at once: {reason}")
+        raise RunError(f"The agent of {plan.run_dir} ended at once: {_said(plan, log_size)}")
     return process.pid
 
 
@@ -101,9 +100,8 @@ def _lease(plan: LaunchPlan) -> str | None:
     return None if found is None else found.key
 
 
-def _last_line(log: Path, size_before: int) -> str:
-    printed = log.read_bytes()[size_before:].decode(errors="replace").strip()
-    return printed.splitlines()[-1].removeprefix("Error: ") if printed else "it says nothing"
+def _said(plan: LaunchPlan, log_size: int) -> str:
+    return last_line(agent_log(plan.run_dir), after=log_size).removeprefix("Error: ")
 
 
 def start_attempt(plan: LaunchPlan, attempt: Attempt, stop: StopRequest, *, grace: float = _GRACE) -> Outcome:

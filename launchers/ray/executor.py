@@ -15,7 +15,6 @@ from distrib.config.launching import ElasticLaunch, RayLaunch
 from distrib.errors import InputError, RunError
 from launchers.agent import run_attempts
 from launchers.attempts import Attempt
-from launchers.commands import shown_command
 from launchers.plan import LaunchPlan
 from launchers.programs import SAFE_PATH, module_words
 from launchers.ray.environment import machine_needs, rank_variables, shown_needs
@@ -40,7 +39,7 @@ def dry_run(plan: LaunchPlan) -> str:
     lines.append(f"{plan.processes} process(es) in {plan.folder}:")
     lines += [f"  {name}={value}" for name, value in attempt.environment.items()]
     lines += ["  MASTER_ADDR=<first machine>", "  MASTER_PORT=<a free port there>"]
-    lines.append(f"  {shown_command(attempt.words)}")
+    lines.append(f"  {shlex.join(attempt.words)}")
     for number in range(nodes):
         for local_rank in range(each):
             place = rank_variables(plan, machines=nodes, number=number, local_rank=local_rank)

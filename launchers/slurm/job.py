@@ -84,11 +84,6 @@ class SlurmJob:
                 f"Job {self.id} could not be cancelled ({answer.complaint}); try: scancel {self.id}"
             )
 
-    @property
-    def log(self) -> Path:
-        """What the agent prints."""
-        return launch_folder(self.run_dir) / f"slurm-{self.id}.log"
-
 
 def state_of(facts: JobFacts) -> JobState:
     """A job's state in the words of all targets."""

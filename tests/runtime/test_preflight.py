@@ -36,9 +36,10 @@ from distrib.runtime.preflight.machines import Machine, compare, skew_warnings, 
 from distrib.runtime.preflight.room import Room, check_room, checkpoint_bytes, room_in
 from distrib.runtime.preflight.shared_directory import PATIENCE, _Answer, _unseen
 from distrib.runtime.preflight.stages import Needs, Preflight
-from distrib.runtime.preflight.wording import holders, listing, size
+from distrib.runtime.preflight.wording import holders, listing
 from distrib.runtime.processes import Processes
 from distrib.runtime.topology import Topology
+from distrib.wording import size
 
 MB, GB = 10**6, 10**9
 

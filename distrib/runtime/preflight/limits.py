@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from distrib.runtime.preflight.wording import size
+from distrib.wording import size
 
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 _LEAST_FILES = 1024

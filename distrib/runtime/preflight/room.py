@@ -12,7 +12,7 @@ from torch import nn
 
 from distrib.errors import InputError
 from distrib.runtime.directory.run_directory import CHECKPOINTS
-from distrib.runtime.preflight.wording import size
+from distrib.wording import size
 
 _OTHER_FILES = 100
 """Logs, ledgers and the exported file take about as many names."""

@@ -19,7 +19,7 @@ from distrib.runtime.processes import Processes
 PREFIX: Final = ".preflight-"
 PATIENCE = 35.0
 """Seconds for a file to be seen by other nodes: NFS clients keep what they know of a folder for a while, with
-the usual options for up to a minute."""
+the usual options for half a minute."""
 _INTERVAL = 0.05
 _LONGEST_INTERVAL = 1.0
 

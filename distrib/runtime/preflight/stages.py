@@ -34,8 +34,9 @@ from distrib.runtime.preflight.machines import (
 )
 from distrib.runtime.preflight.room import check_room, checkpoint_bytes, room_in
 from distrib.runtime.preflight.shared_directory import check_shared
-from distrib.runtime.preflight.wording import duration, size
+from distrib.runtime.preflight.wording import duration
 from distrib.runtime.processes import Processes
+from distrib.wording import size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,19 +1,10 @@
-"""How the preflight speaks of bytes, processes and hosts."""
+"""How the preflight speaks of seconds, processes and hosts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 _NAMED = 3
-
-
-def size(count: float) -> str:
-    """Bytes as B, KB, MB or GB, by thousands."""
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def duration(seconds: float) -> str:

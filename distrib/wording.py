@@ -1,0 +1,12 @@
+"""Quantities as messages show them."""
+
+from __future__ import annotations
+
+
+def size(count: float) -> str:
+    """Bytes as B, KB, MB or GB, by thousands."""
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
