@@ -38,6 +38,11 @@ def use_one_thread(*, pin: bool) -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
+def one_core() -> dict[str, str]:
+    """The variables of a command that computes with one thread, ours from this checkout."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
 def best_seconds(commands: Mapping[str, Sequence[str]], *, repeat: int, threads: int = 1) -> dict[str, float]:
     """Wall-clock seconds of each command's best run, start-up included; the commands take turns.
 

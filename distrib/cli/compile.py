@@ -69,8 +69,9 @@ def compile_command(globals_: Globals, options: Compile) -> None:
 
 def _compile_shards(job: CompileJob, place: Topology) -> CompileSummary | None:
     """Compile this process's share; the summary of the whole at rank zero, which alone shows progress."""
-    from distrib.cli.display import plural, progress
+    from distrib.cli.display import progress
     from distrib.shards.compiling.compile_shards import compile_shards
+    from distrib.wording import plural
 
     if place.rank != 0:
         return compile_shards(job, rank=place.rank, world_size=place.world_size)
@@ -83,8 +84,7 @@ def _compile_shards(job: CompileJob, place: Topology) -> CompileSummary | None:
 
 
 def _print_shards(summary: CompileSummary) -> None:
-    from distrib.cli.display import plural
-    from distrib.wording import size
+    from distrib.wording import plural, size
 
     reused = f"; {plural(summary.reused, 'file')} reused" if summary.reused else ""
     mean = size(summary.bytes / summary.shards)

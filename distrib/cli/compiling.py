@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from distrib.cli.display import plural, progress
+from distrib.cli.display import progress
 from distrib.config.sizes import parse_size
 from distrib.errors import InputError
 from distrib.files import written_whole
-from distrib.wording import size
+from distrib.wording import plural, size
 
 if TYPE_CHECKING:
     from distrib.config.sections import DataFormat, LineTypeName
@@ -69,13 +69,15 @@ def open_data(
     height: int = 0,
     reuse: bool = False,
     again: bool = False,
+    textless: bool = False,
     processes: Processes | None = None,
 ) -> LineCollection:
     """The lines that a command's arguments and manifests name, at every one of ``processes``.
 
     Ground truth is compiled to ``compiled`` first, unless ``reuse`` and it was compiled before from the same
     sources; from others it is compiled only if ``again``. Where ``height`` is given, lines are normalised to
-    it. Rank zero goes first, and builds what all then use, while the others wait for as long as it lives.
+    it. Lines without text are left out, unless they may be ``textless``. Rank zero goes first, and builds
+    what all then use, while the others wait for as long as it lives.
     """
     from distrib.ground_truth.sources import expand_sources
     from distrib.shards.addresses import expand_datasets
@@ -111,6 +113,7 @@ def open_data(
             format_type=format_type,
             linetype=linetype,
             legacy_polygons=legacy_polygons,
+            skip_empty_lines=not textless,
             workers=workers,
             report=compiled.with_suffix(".skipped.jsonl"),
             normalized=height > 0,

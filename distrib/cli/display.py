@@ -43,11 +43,6 @@ def _plain(title: str) -> Callable[[int, int, str], None]:
     return show
 
 
-def plural(count: int, noun: str, several: str | None = None) -> str:
-    """``1 line``, ``2,000 lines``; ``several`` is a plural that is not made with an s."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {several or noun + 's'}"
-
-
 def visible(text: str) -> str:
     """Text from outside with what could break the line or command the terminal written out."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from distrib.cli.display import plural, progress
+from distrib.cli.display import progress
 from distrib.cli.options import require_sources, section_command
 from distrib.config.sections import Globals, Inspect
 from distrib.errors import InputError, RunError
+from distrib.wording import plural
 
 if TYPE_CHECKING:
     from distrib.shards.dataset import Dataset

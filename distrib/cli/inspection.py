@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from distrib.cli.display import plural, visible
-from distrib.wording import size
+from distrib.cli.display import visible
+from distrib.wording import plural, size
 
 if TYPE_CHECKING:
     from distrib.shards.inspection import DatasetFacts, Lengths, NarrowLine

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from distrib.cli.display import plural
+from distrib.wording import plural
 from launchers.history import AttemptRecord
 from launchers.plan import LaunchPlan
 from launchers.status import Status

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from distrib.cli.display import plural
 from distrib.cli.options import require_sources, section_command
 from distrib.config.sections import Globals, Ledger
 from distrib.errors import InputError
+from distrib.wording import plural
 
 if TYPE_CHECKING:
     from distrib.stream.ledger_report import EpochReport, LedgerReport, Numbers

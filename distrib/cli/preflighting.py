@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distrib.config.sections import Train
+from distrib.config.sections import Learning
 from distrib.runtime.devices import torch_device
 from distrib.runtime.preflight.limits import HandedOver
 from distrib.runtime.preflight.stages import Needs
@@ -23,7 +23,7 @@ def needs_of(run: PreparedRun) -> Needs:
     )
 
 
-def _optimizer_values(options: Train) -> int:
+def _optimizer_values(options: Learning) -> int:
     """Values that the optimizer keeps for each parameter."""
     momentum = int(options.momentum > 0)
     return {"SGD": momentum, "RMSprop": 1 + momentum}.get(options.optimizer, 2)

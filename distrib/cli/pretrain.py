@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from distrib.cli.options import section_command
+from distrib.cli.options import require_sources, section_command
+from distrib.cli.running import run_learning
 from distrib.config.sections import Globals, Pretrain
-from distrib.errors import InputError
 
 
 @section_command("pretrain")
-def pretrain_command(_globals: Globals, _options: Pretrain) -> None:
-    """Pretrain a model on line images without transcriptions."""
-    raise InputError("`ketos pretrain` is not yet available; `ketos train` trains from scratch.")
+def pretrain_command(globals_: Globals, options: Pretrain) -> None:
+    """Pretrain a model on line images without transcriptions.
+
+    GROUND_TRUTH is what -f says: XML files, line images, or compiled data sets (-f binary). Texts are not
+    used; lines and images need none.
+    """
+    require_sources(
+        options.ground_truth,
+        options.training_data,
+        remedy="No training data given: name files, or a file that lists them with -t.",
+    )
+    run_learning(globals_, options)

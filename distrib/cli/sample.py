@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from distrib.cli.display import plural
+from distrib.wording import plural
 
 
 @click.command("sample", short_help="Draw a small set of sample ground truth.")

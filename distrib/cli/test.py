@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from distrib.cli.display import plural, progress
+from distrib.cli.display import progress
 from distrib.cli.options import require_sources, section_command
 from distrib.config.sections import Globals, LineTypeName, Test
 from distrib.errors import InputError
 from distrib.files import check_output, write_error, written_whole
+from distrib.wording import plural
 
 if TYPE_CHECKING:
     from distrib.model.weights import RecognitionModel
@@ -74,11 +75,10 @@ def _check(options: Test, processes: Processes) -> None:
 def _evaluate(globals_: Globals, options: Test, processes: Processes) -> Evaluation:
     """The errors over all processes, known to each; rank zero does the talking."""
     from distrib.training.evaluation import evaluate
-    from distrib.training.models import load_model
 
     assert options.model is not None
     path, first = options.model, processes.topology.first
-    model = processes.agree(lambda: load_model(path))
+    model = processes.agree(lambda: _recogniser(options, path))
     with _scratch_folder(processes) as directory:
         collection = _collection(globals_, options, model, directory, processes)
         if first:
@@ -96,6 +96,21 @@ def _evaluate(globals_: Globals, options: Test, processes: Processes) -> Evaluat
         if first:
             _print_unread(evaluation, collection)
     return evaluation
+
+
+def _recogniser(options: Test, path: Path) -> RecognitionModel:
+    """The model to test. Raises InputError for one that cannot read lines, or does not know how."""
+    from distrib.model.resize import ctc_layer
+    from distrib.training.models import load_model
+    from distrib.training.reading import reading_of
+
+    model = load_model(path)
+    try:
+        ctc_layer(model.network)
+        reading_of(options, model)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return model
 
 
 @contextmanager
@@ -142,14 +157,18 @@ def _collection(
 
 
 def _print_warnings(options: Test, model: RecognitionModel, collection: LineCollection) -> None:
+    """What of the data is not as the model knows it, and what it knows that nobody has asked for."""
+    from distrib.training.fine_tuning import mismatches
+    from distrib.training.reading import reading_of
+
+    assert options.model is not None
     for problem in collection.problems:
         click.echo(problem, err=True)
-    if collection.line_type != model.seg_type:
-        click.echo(
-            f"Warning: {options.model} was trained on {model.seg_type} lines, the test set has "
-            f"{collection.line_type} lines.",
-            err=True,
-        )
+    for sentence in mismatches(model, collection, data="the test data", path=options.model):
+        click.echo(f"Warning: {sentence}", err=True)
+    reading = reading_of(options, model)
+    if reading.recorded:
+        click.echo(f"reading with {reading}, as {options.model} was trained", err=True)
 
 
 def _print_unread(evaluation: Evaluation, collection: LineCollection) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from distrib.config.fields import argument, option
 from distrib.config.launching import AnyLaunch
@@ -51,6 +51,7 @@ _BASE_DIR_HELP = "Base text direction; auto takes what the ground truth states, 
 _REORDER_HELP = "Reorder code points to display order."
 _NORMALIZATION_HELP = "Unicode normalization of the ground truth."
 _WHITESPACE_HELP = "Normalize Unicode whitespace in the ground truth."
+_AS_TRAINED = " By default as the model was trained."
 _BATCH_PIXELS_HELP = "Most pixels, padding included, that a process computes on at once; 0: any."
 _CACHE_DIR_HELP = "Folder on a disk of this machine for remote shards and for lines once normalized."
 _AUTHOR_HELP = "Author named in the exported weights file."
@@ -149,6 +150,14 @@ class Compile:
 class Learning:
     """What train and pretrain share; the class attributes that differ are set again below."""
 
+    command: ClassVar[str] = ""
+    """The command whose options these are, and the section of the experiment file."""
+
+    def way_on(self, run: Path, *, saved: Path | None = None) -> str:
+        """How the run in a directory, or of a checkpoint, goes on (from ``saved``), for messages."""
+        start = "" if saved is None else f" from {saved.name}"
+        return f"go on{start} with `ketos {self.command} --resume {run}`"
+
     arch: Literal["vgsl"] = option("vgsl", "--arch", help="Architecture family.")
     batch_size: int = option(
         1, "-B", "--batch-size", minimum=0, help="Lines of a batch of a process; 0: as --batch-pixels says."
@@ -172,16 +181,16 @@ class Learning:
     freq: float = option(
         1.0, "-F", "--freq", above=0.0, help="Epochs between validations, as a fraction or a whole number."
     )
-    quit: QuitMode = option("early", "-q", "--quit", help="When to stop.")
+    quit: QuitMode = option("early", "-q", "--quit", help="When to stop: early, when the score stalls; fixed, after --epochs; aneal, when it stalls, after cooling the learning rate down once.")
     epochs: int = option(-1, "-N", "--epochs", minimum=-1, help="Epochs to train for; -1: no limit.")
     min_epochs: int = option(0, "--min-epochs", minimum=0, help="Epochs before early stopping may stop.")
-    lag: int = option(10, "--lag", minimum=1, help="Validations without improvement before stopping.")
+    lag: int = option(10, "--lag", minimum=1, help="Validations without improvement before stopping; aneal cools for as many.")
     min_delta: float = option(
-        0.0, "--min-delta", minimum=0.0, help="Smallest improvement that counts for early stopping."
+        0.0, "--min-delta", minimum=0.0, help="Smallest improvement that counts for stopping."
     )
     optimizer: OptimizerName = option("AdamW", "--optimizer", help="Optimizer.")
     lrate: float = option(1e-3, "-r", "--lrate", above=0.0, help="Learning rate.")
-    momentum: float = option(0.9, "-m", "--momentum", minimum=0.0, help="Momentum (SGD, RMSprop).")
+    momentum: float = option(0.9, "-m", "--momentum", minimum=0.0, help="Momentum; the first beta of Adam, AdamW and Lamb.")
     weight_decay: float = option(0.0, "-w", "--weight-decay", minimum=0.0, help="Weight decay.")
     gradient_clip_val: float = option(
         1.0, "--gradient-clip-val", minimum=0.0, help="Largest norm of the gradient; 0: any."
@@ -192,7 +201,7 @@ class Learning:
     warmup: int = option(0, "--warmup", minimum=0, help="Steps of rising learning rate.")
     schedule: ScheduleName = option("constant", "--schedule", help="Learning rate schedule.")
     gamma: float = option(
-        0.1, "-g", "--gamma", above=0.0, help="Decay factor of exponential, step and reduceonplateau."
+        0.1, "-g", "--gamma", above=0.0, help="Factor of step, exponential and reduceonplateau, at most 1."
     )
     step_size: int = option(
         10, "-ss", "--step-size", minimum=1, help="Validations between decays of exponential and step."
@@ -201,10 +210,10 @@ class Learning:
         5, "--sched-patience", minimum=0, help="Validations that reduceonplateau waits."
     )
     cos_t_max: int = option(
-        10, "--cos-max", minimum=1, help="Epoch of the lowest learning rate of cosine schedules."
+        10, "--cos-max", minimum=1, help="Epoch at which cosine is lowest, and stays; epochs between warm restarts."
     )
     cos_min_lr: float = option(
-        1e-6, "--cos-min-lr", minimum=0.0, help="Lowest learning rate of cosine schedules."
+        1e-6, "--cos-min-lr", minimum=0.0, help="Lowest learning rate of the cosine schedules and of --quit aneal."
     )
     partition: float = option(
         0.9, "-p", "--partition", above=0.0, maximum=1.0, help="Share of the lines trained on, without -e."
@@ -283,11 +292,21 @@ class Learning:
     )
     author: str | None = option(None, "--author", help=_AUTHOR_HELP)
     license: str | None = option(None, "--license", help=_LICENSE_HELP)
+    lrate_scaling: Literal["none", "sqrt", "linear"] = option(
+        "none",
+        "--lrate-scaling",
+        help="Multiply --lrate by how many times --batch-size a step's lines are, or by the root of that.",
+    )
+    augment_strength: float = option(
+        1.0, "--augment-strength", minimum=0.0, maximum=3.0, help="How far --augment goes; 1: as is usual."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Learning):
     """Train a recognition model."""
+
+    command: ClassVar[str] = "train"
 
     freeze_backbone: int = option(
         0, "--freeze-backbone", minimum=0, help="Samples during which only the last layer learns."
@@ -311,11 +330,44 @@ class Train(Learning):
     )
     bidi_reordering: bool = option(True, "--reorder", off=("--no-reorder",), help=_REORDER_HELP)
     base_dir: BaseDirection = option("auto", "--base-dir", help=_BASE_DIR_HELP)
+    ema: float = option(
+        0.0,
+        "--ema",
+        minimum=0.0,
+        maximum=0.99999,
+        help="Validate and export an exponential moving average of the weights with this decay; 0: none.",
+    )
+    shortcut: float = option(
+        0.0,
+        "--shortcut",
+        minimum=0.0,
+        maximum=1.0,
+        help="Weight of a second CTC loss straight on the feature map before the recurrent layers; 0: none.",
+    )
+    span_masks: float = option(
+        0.0,
+        "--span-masks",
+        minimum=0.0,
+        maximum=0.9,
+        help="Share of the feature map's columns hidden from the recurrent layers in training, in spans.",
+    )
+    label_smoothing: float = option(
+        0.0,
+        "--label-smoothing",
+        minimum=0.0,
+        maximum=0.5,
+        help="Share of the loss that asks for equal probabilities of all labels in place of CTC; 0: none.",
+    )
+    log_images: int = option(
+        8, "--log-images", minimum=0, help="Validation lines shown with truth and prediction by --logger."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain(Learning):
     """Pretrain a model on line images without transcriptions."""
+
+    command: ClassVar[str] = "pretrain"
 
     batch_size: int = option(64, "-B", "--batch-size", minimum=1, help="Lines of a batch.")
     min_epochs: int = option(100, "--min-epochs", minimum=0, help="Epochs before early stopping may stop.")
@@ -346,6 +398,12 @@ class Pretrain(Learning):
     logit_temp: float = option(
         0.1, "-lt", "--logit-temp", above=0.0, help="Temperature of the contrastive loss."
     )
+    negatives: Literal["line", "all"] = option(
+        "line",
+        "--negatives",
+        help="Where negative samples come from: the line's own columns, or those of all lines of a batch at "
+        "all processes.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,18 +422,26 @@ class Test:
         "--linetype",
         help="Line type; by default the model's for XML, bbox for path, as recorded for binary.",
     )
-    padding: int = option(
-        16, "--pad", minimum=0, maximum=10_000, help="Columns of padding left and right of a line, in pixels."
+    padding: int | None = option(
+        None,
+        "--pad",
+        minimum=0,
+        maximum=10_000,
+        help="Columns of padding left and right of a line, in pixels." + _AS_TRAINED,
     )
-    bidi_reordering: bool = option(True, "--reorder", off=("--no-reorder",), help=_REORDER_HELP)
-    base_dir: BaseDirection = option("auto", "--base-dir", help=_BASE_DIR_HELP)
-    normalization: Normalization | None = option(None, "-u", "--normalization", help=_NORMALIZATION_HELP)
-    normalize_whitespace: bool = option(
-        True,
+    bidi_reordering: bool | None = option(
+        None, "--reorder", off=("--no-reorder",), help=_REORDER_HELP + _AS_TRAINED
+    )
+    base_dir: BaseDirection | None = option(None, "--base-dir", help=_BASE_DIR_HELP + _AS_TRAINED)
+    normalization: Literal["NFD", "NFKD", "NFC", "NFKC", "none"] | None = option(
+        None, "-u", "--normalization", help=_NORMALIZATION_HELP + _AS_TRAINED
+    )
+    normalize_whitespace: bool | None = option(
+        None,
         "-n",
         "--normalize-whitespace",
         off=("--no-normalize-whitespace",),
-        help=_WHITESPACE_HELP,
+        help=_WHITESPACE_HELP + _AS_TRAINED,
     )
     no_legacy_polygons: bool = option(
         False, "--no-legacy-polygons", help="Never use the line extractor of kraken < 5."

@@ -13,10 +13,10 @@ TEXT_SUFFIX = ".gt.txt"
 _NOT_IMAGES = frozenset({".txt", ".xml", ".json", ".tsv", ".csv", ".arrow", ".tar"})
 
 
-def read_pair(image: Path) -> Page:
+def read_pair(image: Path, *, textless: bool = False) -> Page:
     """A page of one line, without boundary: the line is the whole image, which is not opened.
 
-    The line's id is the image's file name.
+    The line's id is the image's file name. ``textless`` images need no text file, and have an empty text.
 
     Raises:
         SourceProblem: the source is no image, or its text file is missing or not UTF-8.
@@ -27,9 +27,18 @@ def read_pair(image: Path) -> Page:
             f"{image} is not a line image: with -f path name the images, for XML files use -f xml, "
             "for compiled data sets -f binary",
         )
-    text = read_text(find_text_file(image))
+    text = _text(image, textless=textless)
     line = Line(id=image.name, text=text, baseline=None, boundary=None)
     return Page(source=image, image=image, line_type="bbox", lines=(line,))
+
+
+def _text(image: Path, *, textless: bool) -> str:
+    try:
+        return read_text(find_text_file(image))
+    except SourceProblem as problem:
+        if textless and problem.reason is SkipReason.MISSING_TEXT_FILE:
+            return ""
+        raise
 
 
 def find_text_file(image: Path) -> Path:

@@ -24,18 +24,19 @@ __all__ = ["SourceProblem", "read_line_images", "read_page"]
 
 
 def read_page(
-    source: Path, *, format_type: FormatType, linetype: LineType | None = None
+    source: Path, *, format_type: FormatType, linetype: LineType | None = None, textless: bool = False
 ) -> tuple[Page, list[Skip]]:
     """The page a source describes, and the lines of it that cannot be used.
 
     The image is neither opened nor required to exist, except for ALTO in other units than pixels.
-    ``linetype`` None means ``baselines`` for XML; line images (``path``) are always ``bbox``.
+    ``linetype`` None means ``baselines`` for XML; line images (``path``) are always ``bbox``, and need no
+    text file where lines may be ``textless``.
 
     Raises:
         SourceProblem: the source holds no usable ground truth.
     """
     if format_type == "path":
-        return read_pair(source), []
+        return read_pair(source, textless=textless), []
     root = parse_xml(source)
     read = read_alto if detect_format(root, source, format_type=format_type) == "alto" else read_page_xml
     try:
@@ -50,14 +51,16 @@ def read_line_images(
     format_type: FormatType,
     linetype: LineType | None = None,
     legacy_polygons: bool = False,
+    textless: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[LineImage | Skip]:
     """The line images of a source in document order, after its skipped lines; never raises for bad data.
 
-    A source that cannot be used at all is a single Skip without line id.
+    A source that cannot be used at all is a single Skip without line id, as is a line image without a text
+    file unless lines may be ``textless``.
     """
     try:
-        page, skips = read_page(source, format_type=format_type, linetype=linetype)
+        page, skips = read_page(source, format_type=format_type, linetype=linetype, textless=textless)
     except SourceProblem as problem:
         yield Skip(source=source, line_id=None, reason=problem.reason, detail=problem.detail)
         return

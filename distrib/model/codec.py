@@ -79,6 +79,12 @@ class Codec:
         """Classes of an output layer for this codec: its labels and the blank."""
         return self.max_label + 1
 
+    @property
+    def unused(self) -> list[int]:
+        """The labels below the largest one that no key has, in order."""
+        used = {label for labels in self.c2l.values() for label in labels}
+        return [label for label in range(1, self.max_label) if label not in used]
+
     def encode(self, text: str) -> list[int]:
         """The labels of a text, longest key first; what no key covers is skipped a code point at a time."""
         return self._encode(text)
@@ -173,7 +179,10 @@ def _encoder(
 def _validate(c2l: Mapping[str, list[int]]) -> None:
     for key, labels in c2l.items():
         if not isinstance(key, str) or not key:
-            raise InputError(f"codec: the key {key!r} is not a string of at least one code point")
+            raise InputError(
+                f"codec: the key {key!r} with the labels {labels!r} is not a string of at least one code "
+                "point; in YAML put it in quotes"
+            )
         if not labels or not all(type(label) is int and label > 0 for label in labels):
             raise InputError(
                 f"codec: {key!r} has the labels {labels!r}; give it one or more integers from 1 on "

@@ -74,6 +74,11 @@ class VGSLNetwork(nn.Module):
         scores, _ = self.nn(zero_padding(lines, padded), padded)
         return scores, steps
 
+    @property
+    def parsed(self) -> spec.Spec:
+        """The parsed spec."""
+        return self._spec
+
     def output_width(self, width: Width) -> Width:
         """The number of time steps for lines of a width in pixels; an int, an array or a tensor of them."""
         return output_width(self._spec.body, input_shape(self._spec), width)

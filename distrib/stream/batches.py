@@ -66,14 +66,19 @@ class LineBatch(NamedTuple):
 class StepBatch(NamedTuple):
     """What one process has of a global step: micro-batches, some of them possibly without a line.
 
-    ``step`` counts in its epoch, ``number`` over the whole run; ``last`` is true for an epoch's last step.
+    ``step`` counts in its epoch, of ``steps``, and ``number`` over the whole run.
     """
 
     micro_batches: list[LineBatch]
     epoch: int
     step: int
+    steps: int
     number: int
-    last: bool
+
+    @property
+    def last(self) -> bool:
+        """Whether it is its epoch's last step."""
+        return self.step + 1 == self.steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,11 +141,14 @@ class TrainingLoader:
             first = next(delivered)
             micro_batches = [first, *(next(delivered) for _ in range(parts.popleft() - 1))]
             self._step, self._number = step + 1, self._number + 1
-            last = step + 1 == plan.steps
-            if last:
+            if self._step == plan.steps:
                 self._epoch, self._step = epoch + 1, 0
             yield StepBatch(
-                micro_batches=micro_batches, epoch=epoch, step=step, number=self._number - 1, last=last
+                micro_batches=micro_batches,
+                epoch=epoch,
+                step=step,
+                steps=plan.steps,
+                number=self._number - 1,
             )
         # Lets the workers come to rest before the next epoch.
         next(delivered, None)

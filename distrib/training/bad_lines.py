@@ -12,8 +12,9 @@ from lightning.pytorch.callbacks import Callback
 
 from distrib.files import written_whole
 from distrib.stream.lines import LineCollection
+from distrib.training.learner import Learner
 from distrib.training.preparation import LineSets
-from distrib.training.recognition import BadLines, RecognitionModule
+from distrib.training.unusable_lines import BadLines
 
 BAD_LINES = "bad_lines.jsonl"
 
@@ -31,10 +32,10 @@ class BadLinesReport(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on with what is known of the run; what another left behind is no longer true."""
-        assert isinstance(pl_module, RecognitionModule)
+        assert isinstance(pl_module, Learner)
         if self._resumed:
-            pl_module.bad_lines |= self._known()
-            self._written = len(pl_module.bad_lines)
+            pl_module.unusable.known |= self._known()
+            self._written = len(pl_module.unusable.known)
         else:
             self._path.unlink(missing_ok=True)
 
@@ -50,15 +51,16 @@ class BadLinesReport(Callback):
             self._write(pl_module)
 
     def _write(self, module: pl.LightningModule) -> None:
-        assert isinstance(module, RecognitionModule)
-        if len(module.bad_lines) == self._written:
+        assert isinstance(module, Learner)
+        bad_lines = module.unusable.known
+        if len(bad_lines) == self._written:
             return
         with written_whole(self._path) as file:
-            for (where, line), reason in sorted(module.bad_lines.items()):
+            for (where, line), reason in sorted(bad_lines.items()):
                 source, line_id = self._lines(where).place(line)
                 row = {"set": where, "line": line, "source": source, "id": line_id, "reason": reason}
                 file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
-        self._written = len(module.bad_lines)
+        self._written = len(bad_lines)
 
     def _lines(self, where: Literal["training", "validation"]) -> LineCollection:
         return self._sets.training if where == "training" else self._sets.validation

@@ -11,8 +11,9 @@ from lightning.pytorch.callbacks import Callback
 
 from distrib.runtime.directory.json_lines import JsonLines
 from distrib.stream.loader import TrainingLoader
-from distrib.training.recognition import RecognitionModule
-from distrib.training.stopping import EarlyStopping
+from distrib.training.learner import Learner
+from distrib.training.schedules import Place
+from distrib.training.stopping import Annealing, EarlyStopping
 
 
 class Bookkeeping(Callback):
@@ -22,7 +23,7 @@ class Bookkeeping(Callback):
     last validation's accuracy, at most 1.
     """
 
-    def __init__(self, directory: Path, *, stopping: EarlyStopping | None, stream: TrainingLoader) -> None:
+    def __init__(self, directory: Path, *, stopping: EarlyStopping | Annealing | None, stream: TrainingLoader) -> None:
         self._metrics = JsonLines(directory / "metrics.jsonl")
         self.stopping = stopping
         self._stream = stream
@@ -47,17 +48,28 @@ class Bookkeeping(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record and decide."""
-        assert isinstance(pl_module, RecognitionModule)
-        counts = pl_module.validation
-        self.score = counts.accuracy
-        scores = {"val_accuracy": counts.accuracy, "val_word_accuracy": counts.word_accuracy}
-        pl_module.model.metrics.append([trainer.current_epoch, scores])
+        assert isinstance(pl_module, Learner)
+        self.score = pl_module.score
+        pl_module.model.metrics.append([trainer.current_epoch, dict(pl_module.scores)])
+        pl_module.validated(self._place(pl_module))
         if self.stopping:
             # A validation inside an epoch has not completed it.
             done = trainer.current_epoch + int(trainer.is_last_batch)
-            trainer.should_stop = self.stopping.update(counts.accuracy, epochs_done=done)
+            trainer.should_stop = self.stopping.update(self.score, epochs_done=done)
         if trainer.is_global_zero:
-            self._record(trainer, {**scores, "train_loss": pl_module.mean_loss})
+            self._record(trainer, {**pl_module.scores, "train_loss": pl_module.mean_loss})
+
+    def _place(self, learner: Learner) -> Place:
+        """The step that comes next."""
+        at = self._stream.state_dict()
+        steps = len(self._stream)
+        return Place(
+            epoch=int(at["epoch"]),
+            step=int(at["step"]),
+            steps=steps,
+            number=int(at["number"]),
+            samples=learner.samples,
+        )
 
     @property
     def stopping_state(self) -> dict[str, Any] | None:

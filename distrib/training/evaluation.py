@@ -39,7 +39,7 @@ from distrib.training.breakdown import FileErrors, LineErrors, UnreadLines, Wors
 from distrib.training.decoding import recognize
 from distrib.training.metrics import ErrorCounts
 from distrib.training.models import network_input_of
-from distrib.training.preparation import text_pipeline
+from distrib.training.reading import reading_of
 from distrib.training.survey import survey
 
 _SECONDS_APART = 1.0
@@ -146,14 +146,15 @@ class _Recognition:
         self._model, self._collection, self._precision = model, collection, globals_.precision
         self._device = process_device(globals_.device, topology)
         model.network.to(self._device, full_precision_dtype(globals_.precision)).eval()
-        network_input = network_input_of(model, padding=options.padding)
-        lines = _lines_with_text(collection, text_pipeline(options))
+        reading = reading_of(options, model)
+        network_input = network_input_of(model, padding=reading.padding)
+        lines = _lines_with_text(collection, reading.pipeline)
         self.total = lines.size
         self.loader = EvaluationLoader(
             BatchReader(
                 collection=collection,
                 network_input=network_input,
-                text_pipeline=text_pipeline(options),
+                text_pipeline=reading.pipeline,
                 encode=model.codec.encode,
                 steps_needed=required_steps,
             ),

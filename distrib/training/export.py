@@ -19,11 +19,10 @@ from torch import Tensor
 
 from distrib.errors import InputError, RunError
 from distrib.model.weights import PlainTensors, RecognitionModel, WeightsFormat, load_weights, save_weights
-from distrib.runtime.checkpoints.contents import STATE_KEY, model_from_checkpoint
+from distrib.runtime.checkpoints.contents import STATE_KEY, model_from_checkpoint, network_keys
 from distrib.runtime.checkpoints.names import is_checkpoint
 from distrib.runtime.checkpoints.reader import CheckpointReader, open_checkpoint
 from distrib.runtime.checkpoints.record import best
-from distrib.runtime.state import WEIGHTS, state_key
 from distrib.training import provenance as entries
 from distrib.training.proof import Proof, check_proof, largest_difference, line_scores, read_proof
 from distrib.training.provenance import provenance
@@ -216,21 +215,20 @@ class _Verification:
 
 
 class _CheckpointTensors(Mapping[str, Tensor]):
-    """The network's tensors in a checkpoint by name, read when asked for."""
+    """The network's tensors in a checkpoint by name, as they were validated, read when asked for."""
 
     def __init__(self, reader: CheckpointReader) -> None:
         self._reader = reader
-        prefix = state_key(WEIGHTS, "")
-        self._names = [key.removeprefix(prefix) for key in reader.shapes if key.startswith(prefix)]
+        self._keys = network_keys(reader)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._reader.tensor(state_key(WEIGHTS, name))
+        return self._reader.tensor(self._keys[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._keys)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._keys)
 
 
 def _checkpoint_of(source: Path) -> Path | None:

@@ -39,6 +39,14 @@ class StopRequest:
         return time.monotonic() - self.since
 
 
+class StopRequested(Exception):
+    """A process of the job was asked to end; raised at the same step by all, with the same ``request``."""
+
+    def __init__(self, request: StopRequest) -> None:
+        super().__init__(request)
+        self.request = request
+
+
 class Interruption:
     """What asks this process to end; told to all with the sums of a step, so that all end after the same."""
 

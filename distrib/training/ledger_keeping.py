@@ -15,7 +15,7 @@ from distrib.runtime.processes import Processes
 from distrib.stream.batches import StepBatch
 from distrib.stream.ledger import LedgerWriter, next_segment, write_expected
 from distrib.stream.loader import TrainingLoader
-from distrib.training.recognition import RecognitionModule
+from distrib.training.learner import Learner
 
 LEDGER = "ledger"
 
@@ -84,7 +84,7 @@ class LedgerKeeping(Callback):
         batch_idx: int,
     ) -> None:
         """Append the step."""
-        assert isinstance(pl_module, RecognitionModule)
+        assert isinstance(pl_module, Learner)
         assert self._writer is not None
         assert pl_module.facts is not None
         self._writer.append(
@@ -99,7 +99,7 @@ class LedgerKeeping(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """What a checkpoint holds stays on record even if the machine fails."""
-        assert isinstance(pl_module, RecognitionModule)
+        assert isinstance(pl_module, Learner)
         if self._writer is None:
             return
         if pl_module.keeping.alone:

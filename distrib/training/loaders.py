@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distrib.config.sections import Globals, Train
+from distrib.config.sections import Globals, Learning, Train
 from distrib.config.sizes import parse_size
 from distrib.ground_truth.network_input import NetworkInput
+from distrib.ground_truth.text import TextPipeline
 from distrib.model.ctc import required_steps
 from distrib.model.weights import RecognitionModel
 from distrib.runtime.devices import torch_device
@@ -37,7 +38,7 @@ Columns = npt.NDArray[np.int32]
 class Loaders:
     """Makes the loaders of one process of a run."""
 
-    options: Train
+    options: Learning
     globals_: Globals
     processes: Processes
     model: RecognitionModel
@@ -102,11 +103,12 @@ class Loaders:
         return torch_device(self.globals_.device).startswith("cuda")
 
     def _reader(self, collection: LineCollection) -> BatchReader:
+        options = self.options
         return BatchReader(
             collection=collection,
             network_input=self.network_input,
-            text_pipeline=text_pipeline(self.options),
-            encode=self.model.codec.encode,
+            text_pipeline=text_pipeline(options) if isinstance(options, Train) else TextPipeline(),
+            encode=self.model.codec.encode if isinstance(options, Train) else _no_labels,
             steps_needed=required_steps,
             cache=self._line_cache(collection),
         )
@@ -123,8 +125,13 @@ class Loaders:
         return self._caches.setdefault(size, LineCache(self.options.cache_dir, digest, size))
 
 
+def _no_labels(_: str) -> Sequence[int]:
+    """Pretraining is not interested in texts."""
+    return ()
+
+
 def plan_settings(
-    options: Train, network_input: NetworkInput, processes: Processes, saved: Mapping[str, Any] | None
+    options: Learning, network_input: NetworkInput, processes: Processes, saved: Mapping[str, Any] | None
 ) -> PlanSettings:
     """How steps are cut: as ``saved`` by the run that goes on, or for as many processes as there are now."""
     facts = {} if saved is None else saved["facts"]

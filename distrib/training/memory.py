@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from distrib.config.sections import Train
+from distrib.config.sections import Learning
 
 _TEXTS: Final = re.compile(
     r"out of memory|can't allocate memory|not enough memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED", re.I
@@ -29,7 +29,7 @@ def memory_exhausted(error: BaseException) -> bool:
 
 def memory_sentence(
     error: BaseException,
-    options: Train,
+    options: Learning,
     *,
     device: str,
     micro_batch: tuple[int, int] | None,
@@ -40,7 +40,8 @@ def memory_sentence(
     ``micro_batch``: lines and columns of what was being computed, if anything was. ``saved``: the newest
     checkpoint, from which the run goes on with the global steps it had, whatever ``--batch-size`` is then.
     """
-    go_on = f"go on from {saved.name} with `ketos train --resume {options.checkpoint_path}" if saved else ""
+    # Open at its end: some remedies add options.
+    go_on = options.way_on(options.checkpoint_path, saved=saved).removesuffix("`") if saved else ""
     if _SHARED.search(str(error)):
         return (
             "Out of shared memory on this machine (/dev/shm), through which the processes that read hand "
@@ -65,7 +66,7 @@ def memory_sentence(
     )
 
 
-def _smaller(options: Train, *, resumed: bool) -> str | None:
+def _smaller(options: Learning, *, resumed: bool) -> str | None:
     """The options of half a micro-batch; None where it is a line already."""
     if options.batch_size == 1:
         return None

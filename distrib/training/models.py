@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distrib.config.sections import Train
+from distrib.config.sections import Learning, Train
 from distrib.errors import InputError
 from distrib.ground_truth.network_input import NetworkInput
 from distrib.model.codec import Codec
 from distrib.model.coreml import refuse_unfit
 from distrib.model.grammar import parse_spec
-from distrib.model.resize import ResizeMode, resize_output
 from distrib.model.shapes import input_shape
 from distrib.model.vgsl import VGSLNetwork, recognition_spec
 from distrib.model.weights import RecognitionModel, SegType, load_weights
@@ -22,22 +20,15 @@ from distrib.runtime.checkpoints.contents import model_from_checkpoint
 from distrib.runtime.checkpoints.names import is_checkpoint
 from distrib.runtime.checkpoints.reader import open_checkpoint
 from distrib.stream.lines import LineCollection
-
-_RESIZE_MODES: dict[str, ResizeMode] = {
-    "union": "union",
-    "add": "union",
-    "new": "new",
-    "both": "new",
-    "fail": "fail",
-}
-"""``add`` and ``both`` are what kraken called ``union`` and ``new`` before."""
+from distrib.training.provenance import file_metadata
 
 _MOST_LABELS = 1_114_112
 """As many as Unicode has code points: an output layer beyond is a slip of the pen."""
 
 
 def load_model(path: Path) -> RecognitionModel:
-    """The model of a weights file (safetensors, CoreML) or of a checkpoint of ours.
+    """The model of a weights file (safetensors, CoreML) or of a checkpoint of ours, with what they say of its
+    making in ``file_metadata``.
 
     Raises InputError where the file is missing, damaged or of another task.
     """
@@ -46,9 +37,11 @@ def load_model(path: Path) -> RecognitionModel:
     if is_checkpoint(path):
         checkpoint = open_checkpoint(path)
         try:
-            return model_from_checkpoint(checkpoint)
+            model = model_from_checkpoint(checkpoint)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+        model.file_metadata = file_metadata(checkpoint.common)
+        return model
     if path.is_dir():
         raise InputError(f"{path}: a folder, and no checkpoint; name a weights file or checkpoint in it.")
     return load_weights(path)
@@ -72,7 +65,7 @@ def network_input_of(model: RecognitionModel, *, padding: int) -> NetworkInput:
     )
 
 
-def input_height(options: Train) -> int:
+def input_height(options: Learning) -> int:
     """The height that lines can be normalised to once for the network that the options lead to.
 
     0 where its input is not a grey line of fixed height, or the network is that of a checkpoint to resume.
@@ -87,7 +80,7 @@ def input_height(options: Train) -> int:
     return height if channels == 1 and width == 0 else 0
 
 
-def new_model(options: Train, training: LineCollection, codec: Codec) -> RecognitionModel:
+def new_model(options: Learning, training: LineCollection, codec: Codec) -> RecognitionModel:
     """A network of ``--spec`` with an output layer for ``codec`` and fresh weights."""
     spec = recognition_spec(options.spec, codec.num_classes)
     try:
@@ -102,30 +95,9 @@ def new_model(options: Train, training: LineCollection, codec: Codec) -> Recogni
     return RecognitionModel(
         network=network,
         codec=codec,
-        seg_type=_seg_type(training),
+        seg_type=line_type_of(training),
         one_channel_mode=None if channels != 1 else "1" if training.bitonal else "L",
         legacy_polygons=training.legacy_polygons,
-    )
-
-
-def fine_tuned_model(
-    options: Train, path: Path, training: LineCollection, alphabet: Iterable[str]
-) -> RecognitionModel:
-    """The model of ``--load`` with its output layer fitted to ``alphabet`` as ``--resize`` says.
-
-    From here on it is a model of the training data's line type.
-
-    Raises InputError where the file is no model, or ``--resize fail`` meets characters it lacks.
-    """
-    try:
-        model = resize_output(load_model(path), alphabet, _RESIZE_MODES[options.resize])
-    except InputError as error:
-        raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
-    if options.weights_format == "coreml":
-        refuse_unfit(model.network, options.checkpoint_path)
-    seg_type = _seg_type(training)
-    return replace(
-        model, seg_type=seg_type, legacy_polygons=training.legacy_polygons, metrics=[], accuracy=[]
     )
 
 
@@ -134,7 +106,10 @@ def read_codec(codec: Mapping[str, Any] | Path | None) -> dict[str, Any] | None:
     if codec is None or isinstance(codec, Mapping):
         return None if codec is None else _checked_codec(dict(codec), "--codec")
     try:
-        definition = json.loads(codec.read_text(encoding="utf-8"))
+        # With or without the mark that some editors put first.
+        definition = json.loads(codec.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repeats)
+    except InputError as error:
+        raise InputError(f"{codec}: {error}") from None
     except OSError as error:
         raise InputError(f"{codec}: the codec cannot be read ({error.strerror}); check its name.") from None
     except (ValueError, RecursionError) as error:
@@ -144,8 +119,19 @@ def read_codec(codec: Mapping[str, Any] | Path | None) -> dict[str, Any] | None:
     return _checked_codec(definition, str(codec))
 
 
+def codec_notes(options: Train, codec: Codec) -> tuple[str, ...]:
+    """What to know of a codec that was given before training on it."""
+    unused = codec.unused
+    if options.codec is None or not unused:
+        return ()
+    named = ", ".join(map(str, unused[:10])) + (f" and {len(unused) - 10} more" if len(unused) > 10 else "")
+    return (f"labels of --codec that no character has: {named}; the output layer learns them for nothing",)
+
+
 def _checked_codec(definition: dict[str, Any], place: str) -> dict[str, Any]:
     """The definition of a codec, if it is valid; ``place`` stands for it in messages."""
+    if not definition:
+        raise InputError(f"{place}: the codec is empty; give each character one or more labels.")
     try:
         labels = Codec.from_mapping(definition).max_label
     except InputError as error:
@@ -155,5 +141,19 @@ def _checked_codec(definition: dict[str, Any], place: str) -> dict[str, Any]:
     return definition
 
 
-def _seg_type(collection: LineCollection) -> SegType:
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key given twice JSON takes the last without a word."""
+    definition = dict(pairs)
+    if len(definition) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        first, second = [value for key, value in pairs if key == twice][:2]
+        raise InputError(
+            f"codec: {twice!r} is there more than once, with {first!r} and {second!r}; keep one of them."
+        )
+    return definition
+
+
+def line_type_of(collection: LineCollection) -> SegType:
+    """The line type of a data set as weights files name it."""
     return "bbox" if collection.line_type == "bbox" else "baselines"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 
-from distrib.config.sections import Globals, Train
+from distrib.config.sections import Globals, Learning, Train
 from distrib.config.sizes import parse_size
 from distrib.errors import InputError
 from distrib.runtime.devices import check_precision
 from distrib.runtime.strategies.choose import check_strategy
+from distrib.training.optimization import check_optimizer
 from distrib.training.provenance import check_credits
+from distrib.training.schedules import check_rates
 
 
-def check_options(options: Train, globals_: Globals) -> None:
+def check_options(options: Learning, globals_: Globals) -> None:
     """Raise InputError, naming the option and the way out, for the first thing that cannot be."""
     check_precision(globals_.precision, globals_.device)
     check_strategy(
@@ -32,7 +34,7 @@ def check_options(options: Train, globals_: Globals) -> None:
     parse_size(options.cache_size, option="--cache-size")
     if options.freq > 1 and not options.freq.is_integer():
         raise InputError(f"--freq {options.freq:g}: above 1 it must be a whole number of epochs.")
-    if options.codec is not None and (options.load or options.resume):
+    if isinstance(options, Train) and options.codec is not None and (options.load or options.resume):
         raise InputError("--codec cannot be given with --load or --resume: the model has its codec.")
     if options.load and options.resume:
         raise InputError(
@@ -42,19 +44,5 @@ def check_options(options: Train, globals_: Globals) -> None:
         raise InputError(
             "--weights-format coreml needs the package coremltools: pip install 'ketos-distrib[coreml]'."
         )
-    _refuse_later(options)
-
-
-def _refuse_later(options: Train) -> None:
-    later = {
-        "--quit aneal": options.quit == "aneal",
-        "--optimizer Lamb": options.optimizer == "Lamb",
-        "--warmup": options.warmup > 0,
-        f"--schedule {options.schedule}": options.schedule != "constant",
-        "--freeze-backbone": options.freeze_backbone > 0,
-        "--augment": options.augment,
-        "--logger wandb": options.pl_logger == "wandb",
-    }
-    for option, given in later.items():
-        if given:
-            raise InputError(f"{option} is not yet available; leave it out.")
+    check_rates(options)
+    check_optimizer(options)

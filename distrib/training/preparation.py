@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from distrib.config.sections import Test, Train
+from distrib.config.sections import Learning, Train
 from distrib.errors import InputError
 from distrib.ground_truth.text import TextPipeline
 from distrib.model.codec import Codec
+from distrib.model.resize import codec_difference
 from distrib.stream.lines import SPLIT_CODES, LineCollection
 from distrib.stream.partition import training_mask
 
@@ -32,7 +33,7 @@ class LineSets:
 
 
 def split_lines(
-    training: LineCollection, validation: LineCollection | None, options: Train, seed: int
+    training: LineCollection, validation: LineCollection | None, options: Learning, seed: int
 ) -> LineSets:
     """Choose training and validation lines: ``-e``, else the data set's own splits, else by key.
 
@@ -85,8 +86,8 @@ def split_lines(
     return _one_collection(training, lines[mask], lines[~mask], origin)
 
 
-def text_pipeline(options: Train | Test) -> TextPipeline:
-    """The text normalisation that a section with kraken's text options asks for."""
+def text_pipeline(options: Train) -> TextPipeline:
+    """The text normalisation that the options of training ask for."""
     return TextPipeline(
         normalization=options.normalization,
         normalize_whitespace=options.normalize_whitespace,
@@ -127,9 +128,9 @@ def load_codec(definition: dict[str, Sequence[int]] | None, alphabet: Counter[st
     if definition is None:
         return Codec.from_alphabet(sorted(alphabet))
     codec = Codec.from_mapping(definition)
-    missing = {character for character in alphabet if codec.unencodable(character)}
+    missing = codec_difference(codec, alphabet).lacking
     if missing:
-        listed = " ".join(printable(character) for character in sorted(missing))
+        listed = ", ".join(f"{printable(character)} ({count})" for character, count in missing.items())
         raise InputError(f"--codec has no label for {listed}, which the training lines hold; add it.")
     return codec
 

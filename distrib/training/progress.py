@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distrib.stream.batches import StepBatch
-from distrib.training.recognition import RecognitionModule
+from distrib.training.learner import Learner
 
 _BAR_INTERVAL = 0.3
 _PLAIN_INTERVAL = 30.0
@@ -35,8 +35,8 @@ class TrainingProgress(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A resumed run has had its best already."""
-        assert isinstance(pl_module, RecognitionModule)
-        known = (scores["val_accuracy"] for _, scores in pl_module.model.metrics)
+        assert isinstance(pl_module, Learner)
+        known = (pl_module.score_of(scores) for _, scores in pl_module.model.metrics)
         self._best = max(known, default=0.0)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -58,7 +58,7 @@ class TrainingProgress(Callback):
         now = time.monotonic()
         self._seconds += now - self._step_started
         self._step_started = now
-        assert isinstance(pl_module, RecognitionModule)
+        assert isinstance(pl_module, Learner)
         self._lines += 0 if pl_module.facts is None else pl_module.facts.lines
         # Reading the loss waits for the device: only as often as somebody can look.
         if now - self._last_shown < (_BAR_INTERVAL if self._bar is not None else _PLAIN_INTERVAL):
@@ -83,15 +83,13 @@ class TrainingProgress(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """One line for each validation that stays on the screen."""
-        assert isinstance(pl_module, RecognitionModule)
+        assert isinstance(pl_module, Learner)
         self._step_started = time.monotonic()
-        metrics = trainer.callback_metrics
-        accuracy, words = float(metrics["val_accuracy"]), float(metrics["val_word_accuracy"])
-        better = accuracy >= self._best
-        self._best = max(self._best, accuracy)
+        better = pl_module.score >= self._best
+        self._best = max(self._best, pl_module.score)
         mark = "best so far" if better else f"best {self._best:.2%}"
         console = self._bar.console if self._bar is not None else self.console
-        scores = f"accuracy {accuracy:.2%}, words {max(words, 0):.2%}"
+        scores = pl_module.describe(pl_module.scores)
         console.print(
             f"{self._stage(trainer)}: {scores}, {self._status(pl_module.mean_loss)}, {mark}",
             highlight=False,

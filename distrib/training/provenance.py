@@ -106,6 +106,22 @@ def of_checkpoint(common: Mapping[str, Any], scores: Mapping[str, Any]) -> dict[
     return {**entry, "scores": dict(scores)}
 
 
+def file_metadata(common: Mapping[str, Any]) -> dict[str, str]:
+    """What a checkpoint's run put there, as it would stand in a weights file beside the model."""
+    stored = common[STATE_KEY].get(KEY)
+    return {KEY: as_text(stored)} if isinstance(stored, Mapping) else {}
+
+
+def configuration(metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    """The options of the run that made a weights file, by its metadata; empty where it does not say."""
+    try:
+        entry = of_weights(metadata.get(KEY))
+    except InputError:
+        return {}  # another program's
+    found = None if entry is None else entry.get("configuration")
+    return found if isinstance(found, Mapping) else {}
+
+
 def of_weights(text: str | None) -> dict[str, Any] | None:
     """The entry of a weights file; None where it has none. Raises InputError for one of another kind."""
     if text is None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
+import sys
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +17,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from distrib.config.experiment import dump_experiment, stored_options
-from distrib.config.sections import Train
+from distrib.config.sections import Learning, Pretrain, Train
 from distrib.errors import InputError, KetosError, OutOfMemory, PeerLost, Preempted, RunError, Unexpected
 from distrib.runtime.checkpoints.reader import open_checkpoint
 from distrib.runtime.checkpoints.record import best, newest_first
@@ -32,21 +35,26 @@ from distrib.training.export import export_checkpoint
 from distrib.training.interruption import (
     ReadersLetGo,
     StopRequest,
+    StopRequested,
     StopWhenTakenOver,
     leave_signals_alone,
     signals_noted,
 )
+from distrib.training.learner import Learner
 from distrib.training.ledger_keeping import LedgerKeeping
 from distrib.training.loop_state import steps_done
 from distrib.training.memory import memory_exhausted, memory_sentence
 from distrib.training.progress import TrainingProgress
 from distrib.training.provenance import provenance
-from distrib.training.recognition import BadLines, RecognitionModule, StopRequested
+from distrib.training.recognition import RecognitionModule
 from distrib.training.run_events import OnEvent, RunEvents
+from distrib.training.run_log import run_log
 from distrib.training.saving import Saving
+from distrib.training.schedules import steps_between_validations, validations_an_epoch
 from distrib.training.setup import PreparedRun
 from distrib.training.step_log import StepLog
-from distrib.training.stopping import EarlyStopping
+from distrib.training.stopping import Annealing, EarlyStopping
+from distrib.training.unusable_lines import BadLines
 from distrib.training.watching import Watching
 
 _EXTENSIONS = {"safetensors": "safetensors", "coreml": "mlmodel"}
@@ -82,6 +90,7 @@ def fit(run: PreparedRun, *, claimed: RunDirectory | None, on_event: OnEvent) ->
         keep_last=options.keep_last,
         sharded=is_sharded(options.strategy),
         strategy=options.strategy,
+        command=options.command,
         guard=_nothing if claimed is None else claimed.check,
         on_event=on_event,
     )
@@ -93,7 +102,9 @@ def fit(run: PreparedRun, *, claimed: RunDirectory | None, on_event: OnEvent) ->
         clip=options.gradient_clip_val,
     )
     strategy.store = store
-    module = RecognitionModule(run.model, options, processes=processes, seed=run.seed)
+    # An epoch's length may differ from the first one's; the interval must not after a resume.
+    interval = validation_interval(options.freq, run.training.plan(0).steps)
+    module = _learner(run, interval.get("val_check_interval"))
     trainer = pl.Trainer(
         **lightning_device(run.globals_.device, topology),
         strategy=strategy,
@@ -103,15 +114,14 @@ def fit(run: PreparedRun, *, claimed: RunDirectory | None, on_event: OnEvent) ->
         callbacks=_callbacks(run, module, store, claimed, on_event),
         # The processes that are there, whatever the variables of a scheduler around them say.
         plugins=[PlacedEnvironment(topology, device=run.globals_.device)],
-        logger=_logger(options) if topology.first else False,
+        logger=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         reload_dataloaders_every_n_epochs=int(run.training.varies),
-        # An epoch's length may differ from the first one's; the interval must not after a resume.
-        **validation_interval(options.freq, run.training.plan(0).steps),
+        **interval,
     )
     leave_signals_alone(trainer)
     with signals_noted(module.interruption):
@@ -120,15 +130,27 @@ def fit(run: PreparedRun, *, claimed: RunDirectory | None, on_event: OnEvent) ->
     def export() -> Outcome:
         if claimed is not None:
             claimed.check()
-        return export_best(options, module.bad_lines, on_event)
+        return export_best(options, module.unusable.known, on_event)
 
     processes.phases.enter("exporting")
     return processes.on_first(export)
 
 
+def _learner(run: PreparedRun, interval: int | None) -> Learner:
+    """What is learned, by the command."""
+    options = run.options
+    given: dict[str, Any] = {"processes": run.processes, "seed": run.seed, "interval": interval}
+    if isinstance(options, Pretrain):
+        from distrib.training.pretraining.module import PretrainingModule
+
+        return PretrainingModule(run.model, options, **given)
+    assert isinstance(options, Train)
+    return RecognitionModule(run.model, options, **given)
+
+
 def _train(
     run: PreparedRun,
-    module: RecognitionModule,
+    module: Learner,
     trainer: pl.Trainer,
     store: CheckpointStore,
     claimed: RunDirectory | None,
@@ -145,7 +167,7 @@ def _train(
     except StopRequested as stop:
         _leave(stop.request, steps_done(trainer), run, store, claimed, on_event)
     except SystemExit:  # how Lightning ends on Ctrl-C
-        raise Preempted(_way_on(run.options.checkpoint_path, "Interrupted"), signal.SIGINT) from None
+        raise Preempted(_way_on(run.options, "Interrupted"), signal.SIGINT) from None
     except (KetosError, OSError):
         raise
     except Exception as error:  # whatever it is, its user is told what was saved
@@ -173,11 +195,11 @@ def _leave(
         facts["seconds"] = round(request.seconds, 3)
     finally:
         on_event("preempt", facts)
-    what = _way_on(run.options.checkpoint_path, f"Interrupted by {request.signal.name}")
+    what = _way_on(run.options, f"Interrupted by {request.signal.name}")
     run.processes.stop(Preempted(what, request.signal))
 
 
-def _explained(error: Exception, run: PreparedRun, module: RecognitionModule) -> RunError:
+def _explained(error: Exception, run: PreparedRun, module: Learner) -> RunError:
     """What ended the run, and how it goes on."""
     directory = run.options.checkpoint_path
     if memory_exhausted(error):
@@ -193,9 +215,9 @@ def _explained(error: Exception, run: PreparedRun, module: RecognitionModule) ->
         )
     if run.processes.several and isinstance(error, RuntimeError) and peer_gone(error):
         what = "Another process of this job has ended or does not answer, as it or its launcher says"
-        return PeerLost(_way_on(directory, what))
+        return PeerLost(_way_on(run.options, what))
     what = f"Unexpected {type(error).__name__}: {error} (ketos -vv shows where)"
-    return Unexpected(_way_on(directory, what))
+    return Unexpected(_way_on(run.options, what))
 
 
 def _nothing() -> None:
@@ -204,14 +226,14 @@ def _nothing() -> None:
 
 def _callbacks(
     run: PreparedRun,
-    module: RecognitionModule,
+    module: Learner,
     store: CheckpointStore,
     claimed: RunDirectory | None,
     on_event: OnEvent,
 ) -> list[Callback]:
     """What happens besides learning, in the order in which it must."""
     options, directory, processes = run.options, run.options.checkpoint_path, run.processes
-    stopping = None
+    stopping: EarlyStopping | Annealing | None = module.rates.annealing
     if options.quit == "early":
         stopping = EarlyStopping(lag=options.lag, min_delta=options.min_delta, min_epochs=options.min_epochs)
     bookkeeping = Bookkeeping(directory, stopping=stopping, stream=run.training)
@@ -230,7 +252,7 @@ def _callbacks(
         bookkeeping=bookkeeping,
         steps=options.save_steps,
         minutes=options.save_minutes,
-        experiment=dump_experiment(run.globals_, "train", stored_options(options)),
+        experiment=dump_experiment(run.globals_, options.command, stored_options(options)),
         provenance=provenance(run),
     )
     callbacks: list[Callback] = [
@@ -248,15 +270,21 @@ def _callbacks(
             TrainingProgress(total_epochs=_last_epoch(options)),
             RunEvents(on_event),
         ]
+    callbacks += run_log(run, environ=os.environ, on_failure=partial(_log_failed, on_event))
     # What the others record of a step must stand there before a checkpoint says that it was done.
     return [*callbacks, saving, Watching(processes.phases, stream=run.training)]
 
 
-def _last_epoch(options: Train) -> int | None:
+def _log_failed(on_event: OnEvent, sentence: str) -> None:
+    on_event("log_failed", {"reason": sentence})
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def _last_epoch(options: Learning) -> int | None:
     return options.epochs if options.epochs > 0 else None
 
 
-def export_best(options: Train, bad_lines: BadLines, on_event: OnEvent) -> Outcome:
+def export_best(options: Learning, bad_lines: BadLines, on_event: OnEvent) -> Outcome:
     """Write the best checkpoint's weights as ``best_<score>.<format>`` and remove older exports.
 
     Where the best has been damaged since it was written, the next best is taken, and events say so.
@@ -292,27 +320,18 @@ def _is_whole(path: Path, on_event: OnEvent) -> bool:
 
 def validation_interval(freq: float, steps: int) -> dict[str, Any]:
     """When Lightning validates: every ``freq`` epochs, or 1/``freq`` times an epoch of ``steps`` steps."""
-    times = round(1 / freq) if freq < 1 else 1
-    if times == 1:
+    if validations_an_epoch(freq) == 1:
         return {"check_val_every_n_epoch": max(1, int(freq))}
-    return {"val_check_interval": max(1, steps // times)}
+    return {"val_check_interval": steps_between_validations(freq, steps)}
 
 
-def _way_on(directory: Path, what: str) -> str:
-    saved = newest_first(directory)
+def _way_on(options: Learning, what: str) -> str:
+    saved = newest_first(options.checkpoint_path)
     if saved:
-        return f"{what}; go on from {saved[0].path.name} with `ketos train --resume {directory}`."
+        return f"{what}; {options.way_on(options.checkpoint_path, saved=saved[0].path)}."
     return f"{what}. Nothing had been saved yet: start again."
 
 
 def _quiet_lightning(*, verbose: bool) -> None:
     # Lightning's notices speak to programmers; everything a user needs is said by us.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING if verbose else logging.ERROR)
-
-
-def _logger(options: Train) -> Any:
-    if options.pl_logger is None:
-        return False
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    return TensorBoardLogger(save_dir=options.log_dir or options.checkpoint_path / "tensorboard", name=None)

@@ -9,8 +9,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from distrib.stream.batches import StepBatch
+from distrib.training.interruption import StopRequested
+from distrib.training.learner import Learner
 from distrib.training.loop_state import steps_done
-from distrib.training.recognition import RecognitionModule, StopRequested
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 """Takes the kind of an event and its facts in plain types."""
@@ -40,17 +41,16 @@ class RunEvents(Callback):
         batch_idx: int,
     ) -> None:
         """A step that changed nothing is worth a line."""
-        assert isinstance(pl_module, RecognitionModule)
+        assert isinstance(pl_module, Learner)
         if pl_module.facts is not None and pl_module.facts.skipped:
             facts = {"step": batch.number, "epoch": batch.epoch, "in_row": pl_module.skipped_in_row}
             self._tell("bad_step", facts)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The scores."""
-        assert isinstance(pl_module, RecognitionModule)
-        counts = pl_module.validation
-        scores = {"val_accuracy": counts.accuracy, "val_word_accuracy": counts.word_accuracy}
-        self._tell("validation", {"epoch": trainer.current_epoch, "step": steps_done(trainer), **scores})
+        assert isinstance(pl_module, Learner)
+        facts = {"epoch": trainer.current_epoch, "step": steps_done(trainer), **pl_module.scores}
+        self._tell("validation", facts)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

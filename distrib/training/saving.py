@@ -16,8 +16,9 @@ from distrib.runtime.processes import Processes
 from distrib.stream.batches import StepBatch
 from distrib.stream.loader import TrainingLoader
 from distrib.training.callbacks import Bookkeeping
+from distrib.training.interruption import StopRequested
+from distrib.training.learner import Learner
 from distrib.training.loop_state import loops_at, validation_follows
-from distrib.training.recognition import RecognitionModule, StopRequested
 
 
 class Saving(Callback):
@@ -69,7 +70,7 @@ class Saving(Callback):
         batch_idx: int,
     ) -> None:
         """Save where it is time, unless a validation or the end of the epoch comes next and does."""
-        assert isinstance(pl_module, RecognitionModule)
+        assert isinstance(pl_module, Learner)
         self._position = self._stream.state_dict()
         self._validation_due = validation_follows(trainer, batch_idx)
         if not self._processes.several:
@@ -99,7 +100,7 @@ class Saving(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Keep what was done since the last checkpoint where the state is one between two steps."""
-        assert isinstance(pl_module, RecognitionModule)
+        assert isinstance(pl_module, Learner)
         # Before training began nothing was done, and a checkpoint may have been loaded by half.
         if not self._begun or self._saved == int(self._position["number"]):
             return
@@ -112,7 +113,7 @@ class Saving(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add model description, scores, stopping counters and position to Lightning's state."""
-        assert isinstance(pl_module, RecognitionModule)
+        assert isinstance(pl_module, Learner)
         # Where the run goes on follows from the position, not from what Lightning is doing at the moment.
         checkpoint["loops"] = {}
         score = self._bookkeeping.score
@@ -137,7 +138,7 @@ class Saving(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Continue where the checkpoint left off."""
-        assert isinstance(pl_module, RecognitionModule)
+        assert isinstance(pl_module, Learner)
         state = checkpoint[STATE_KEY]
         pl_module.load_counts(state["counts"])
         pl_module.proof = state["proof"]
@@ -157,7 +158,7 @@ class Saving(Callback):
 
     def _save(self, trainer: pl.Trainer, kind: Kind) -> None:
         module = trainer.lightning_module
-        assert isinstance(module, RecognitionModule)
+        assert isinstance(module, Learner)
         # The clock that asked for this checkpoint may have asked again meanwhile.
         module.wants_checkpoint = False
         self._kind = kind
@@ -168,7 +169,7 @@ class Saving(Callback):
         trainer.save_checkpoint(self._store.directory / name)
         self._saved, self._saved_at = number, time.monotonic()
 
-    def _save_alone(self, trainer: pl.Trainer, module: RecognitionModule) -> None:
+    def _save_alone(self, trainer: pl.Trainer, module: Learner) -> None:
         """Rank zero may be the only one left, and writes what it holds."""
         if module.keeping.sharded and self._processes.several:
             return

@@ -13,15 +13,15 @@ from lightning.pytorch.callbacks import Callback
 
 from distrib.runtime.directory.json_lines import JsonLines
 from distrib.stream.batches import StepBatch
-from distrib.training.recognition import RecognitionModule, StepFacts
+from distrib.training.learner import Learner, StepFacts
 
 _FLUSH_SECONDS = 2.0
 """Reading a loss waits for the device, so losses are read a few seconds at a time."""
 
 
 class StepLog(Callback):
-    """Writes ``steps.jsonl``: for each global step its number in the run, epoch, mean loss over its lines,
-    lines, unusable lines, real over padded columns, whether it was skipped for want of a finite gradient,
+    """Writes ``steps.jsonl``: for each global step its number in the run, epoch, mean loss, lines, unusable
+    lines, learning rate, real over padded columns, whether it was skipped for want of a finite gradient,
     seconds, and seconds waited for data.
 
     All but the times are over all processes. A step that was done again after a kill stands there twice,
@@ -50,7 +50,7 @@ class StepLog(Callback):
         batch_idx: int,
     ) -> None:
         """Note the step, and write what has gathered every few seconds."""
-        assert isinstance(pl_module, RecognitionModule)
+        assert isinstance(pl_module, Learner)
         now = time.monotonic()
         if pl_module.facts is not None:
             row = _row(batch, pl_module.facts)
@@ -98,6 +98,7 @@ def _row(batch: StepBatch, facts: StepFacts) -> dict[str, Any]:
         "epoch": batch.epoch,
         "lines": facts.lines,
         "bad": facts.bad,
+        "lrate": facts.lrate,
         "fill": round(facts.columns / max(facts.padded_columns, 1), 4),
         **({"skipped": True} if facts.skipped else {}),
     }

@@ -88,7 +88,15 @@ def test_decoding_skips_labels_without_a_key() -> None:
     ("mapping", "words"),
     [
         ({"a": [1, 2], "b": [1, 2, 3]}, ("'a'", "'b'", "[1, 2, 3]")),
+        ({"a": [1], "b": [1]}, ("'a'", "'b'", "[1]")),
+        ({"a": [5, 6, 7], "b": [2], "c": [5, 6]}, ("'a'", "[5, 6, 7]", "'c'", "[5, 6]")),
         ({"a": [0]}, ("'a'", "[0]", "blank")),
+        ({"a": [2, 0]}, ("'a'", "[2, 0]", "blank")),
+        ({"a": [1.0]}, ("'a'", "[1.0]", "integers")),
+        ({"a": None}, ("'a'", "None")),
+        ({"a": {"b": 1}}, ("'a'",)),
+        ({1: [1]}, ("key 1 ", "in quotes")),
+        ({True: [1]}, ("key True ", "in quotes")),
         ({"a": []}, ("'a'",)),
         ({"a": [-1]}, ("'a'",)),
         ({"a": ["x"]}, ("'a'",)),
@@ -104,6 +112,13 @@ def test_invalid_codecs_name_the_key(mapping: object, words: tuple[str, ...]) ->
     with pytest.raises(InputError) as caught:
         Codec.from_mapping(mapping)  # type: ignore[arg-type]
     assert all(word in str(caught.value) for word in words)
+
+
+def test_labels_without_a_key_are_known() -> None:
+    """Nobody would notice that half of an output layer stands for nothing."""
+    assert Codec.from_mapping({"a": [2], "b": [5, 6]}).unused == [1, 3, 4]
+    assert Codec.from_alphabet("abc").unused == []
+    assert Codec.from_alphabet("").unused == []
 
 
 def test_codec_files_may_be_lists_or_have_bare_labels() -> None:

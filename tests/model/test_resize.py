@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
 from distrib.errors import InputError
 from distrib.model.codec import Codec
-from distrib.model.resize import resize_output
+from distrib.model.resize import codec_difference, ctc_layer, resize_output
 from distrib.model.vgsl import VGSLNetwork
 from distrib.model.weights import RecognitionModel
 
@@ -71,10 +73,30 @@ def test_nothing_to_do_returns_the_model() -> None:
     assert resize_output(model, "ab", "fail") is model
 
 
-def test_fail_names_the_difference() -> None:
-    """A user would not learn which characters the model lacks."""
-    with pytest.raises(InputError, match=r"'€' \(U\+20AC\).*--resize union.*--resize new"):
-        resize_output(trained(Codec.from_alphabet("abc")), "ab€", "fail")
+def test_fail_names_both_sides_with_counts() -> None:
+    """A user would not learn which characters the model lacks, and whether they are a slip of the pen."""
+    with pytest.raises(InputError) as caught:
+        resize_output(trained(Codec.from_alphabet("abc")), Counter("aab€€"), "fail")
+    assert str(caught.value) == (
+        "its alphabet is not that of the training data: the model lacks '€' (U+20AC, 2 times), and only the "
+        "model has 'c' (U+0063); use --resize union to add to it or --resize new to replace it"
+    )
+
+
+def test_ligatures_of_characters_in_use_are_kept() -> None:
+    """A data set is known by its characters: whether it has the pair, nobody could tell."""
+    codec = Codec.from_mapping({"f": [1], "fi": [2, 3], "i": [4], "x": [5], "st": [6]})
+    assert codec_difference(codec, Counter("fix")).surplus == ("st",)
+    resized = resize_output(trained(codec), "fi", "new")
+    assert resized.codec.c2l == {"f": [1], "fi": [2, 3], "i": [4]}
+    assert codec_difference(Codec.from_alphabet(["fi"]), "f").lacking == {"f": 1}
+
+
+def test_long_differences_are_cut_and_counted() -> None:
+    """A model of another script would fill the screen."""
+    told = str(codec_difference(Codec.from_alphabet("a"), [chr(0x4E00 + number) for number in range(70)]))
+    assert "and 50 more" in told
+    assert not codec_difference(Codec.from_alphabet("ab"), "ab")
 
 
 def test_more_classes_than_labels() -> None:
@@ -84,10 +106,27 @@ def test_more_classes_than_labels() -> None:
     assert resized.network.num_classes == 9
 
 
-def test_without_output_layer() -> None:
-    """A network that ends in another block would be corrupted."""
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        ("Cr3,1,3", "has no output layer"),
+        ("O1s4", "`O1s4`, which is no CTC output layer"),
+        ("O1l4", "`O1l4`, which is no CTC output layer"),
+        ("O2l4", "`O2l4`, which is no CTC output layer"),
+        ("[Lbx2 O1c4]", "inside of a group"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["union", "new", "fail"])
+def test_other_outputs_are_refused(end: str, words: str, mode: str) -> None:
+    """Training would run, and its network read nothing."""
     model = RecognitionModel(
-        network=VGSLNetwork("[1,8,0,1 S1(1x0)1,3 Lbx2 Cr3,1,3]"), codec=Codec.from_alphabet("ab")
+        network=VGSLNetwork(f"[1,8,0,1 S1(1x0)1,3 Lbx2 {end}]"), codec=Codec.from_alphabet("ab")
     )
-    with pytest.raises(InputError, match="not an output layer"):
-        resize_output(model, "abc", "union")
+    with pytest.raises(InputError, match=words):
+        resize_output(model, "ab", mode)  # type: ignore[arg-type]
+
+
+def test_a_recogniser_has_its_layer() -> None:
+    """A good model would be refused."""
+    model = trained(Codec.from_alphabet("ab"))
+    assert ctc_layer(model.network) is model.network.nn.head

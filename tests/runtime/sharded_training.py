@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distrib.model.vgsl import VGSLNetwork
+from distrib.training.trained import Trained
 
 SPEC = "[1,16,0,1 Cr3,3,7 Gn7 Mp2,2 Do0.0 S1(1x0)1,3 (Lbx5 Lfx3) Lby3 O1c5]"
 LARGE_SPEC = "[1,16,0,1 Cr3,3,16 Mp2,2 S1(1x0)1,3 Lbx64 Lbx64 O1c50]"
@@ -77,6 +78,7 @@ class Training(pl.LightningModule):
         self.automatic_optimization = False
         # Other first weights at each process: those of rank zero count.
         self.network = make_network(job.get("spec", SPEC), seed=rank).train()
+        self.trained = Trained(self.network, {})
         self.job = job
         self.rank, self.world_size = rank, world_size
         self.losses: list[float] = []

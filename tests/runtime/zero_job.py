@@ -27,6 +27,7 @@ from distrib.runtime.cluster_environment import PlacedEnvironment
 from distrib.runtime.strategies import deepspeed as zero
 from distrib.runtime.strategies.plain import load_whole_state, whole_state
 from distrib.runtime.topology import Topology
+from distrib.training.trained import Trained
 
 # Parameters whose sizes no number of processes divides, and one smaller than three processes.
 SPEC = "[1,16,0,1 Cr3,3,9 Gn3 Mp2,2 S1(1x0)1,3 Lbx13 O1c7]"
@@ -137,6 +138,7 @@ class Module(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.network = network(run)
+        self.trained = Trained(self.network, {})
         self.run = run
         self.reader = reader
         self.outcome = Outcome(pieces={}, groups=[])

@@ -120,7 +120,7 @@ def test_options_reach_the_reader(tmp_path: Path) -> None:
 
     job = path_job(tmp_path, [Path("a")], format_type="alto", linetype="bbox", legacy_polygons=True)
     compile_dataset(job, read=read)
-    assert seen == {"format_type": "alto", "linetype": "bbox", "legacy_polygons": True}
+    assert seen == {"format_type": "alto", "linetype": "bbox", "legacy_polygons": True, "textless": False}
     assert ReadBack(job.output).dataset.legacy_polygons
 
 

@@ -68,7 +68,7 @@ def test_a_validation_broken_off_at_the_end_of_an_epoch_is_made_before_the_next(
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     server.run(*training(lines_arrow, whole, *options, epochs=3))
-    begun = "distrib.training.recognition:RecognitionModule.on_validation_start"
+    begun = "distrib.training.learner:Learner.on_validation_start"
     harm = at(validation, "raise", place=begun, after=True)
     assert server.start(*training(lines_arrow, broken, *options, epochs=3), harm=harm).wait() == [1]
     assert "checkpoint_abort.ckpt" in checkpoints(broken)

@@ -20,6 +20,12 @@ from distrib.runtime.state import WEIGHTS, state_key
 STATE_KEY = "ketos"
 """Where our own state stands among Lightning's in a checkpoint."""
 
+AVERAGES = "ema"
+"""The kind of what the optimizer keeps of a parameter that is its moving average."""
+
+EXTRA = "extra."
+"""How the names of trained parameters begin that help the network to learn and are not its own."""
+
 _RUN_STATE = frozenset(
     {"model", "score", "stopping", "stream", "validation_due", "counts", "proof", "experiment", "provenance"}
 )
@@ -70,7 +76,8 @@ def model_state(model: RecognitionModel) -> dict[str, Any]:
 
 
 def model_from_checkpoint(checkpoint: CheckpointReader) -> RecognitionModel:
-    """The model of a checkpoint, ready to recognise or to be exported; tensors are read one at a time.
+    """The model of a checkpoint as it was validated, to recognise with or to be exported; tensors are read
+    one at a time.
 
     Raises InputError where it is damaged or holds no such model.
     """
@@ -91,17 +98,30 @@ def model_from_checkpoint(checkpoint: CheckpointReader) -> RecognitionModel:
         raise InputError(f"the checkpoint is damaged ({reason}); give another.") from error
 
 
+def network_keys(checkpoint: CheckpointReader) -> dict[str, str]:
+    """The keys of the network's tensors by name: what was validated, and is to be recognised with.
+
+    That are moving averages where a run has kept some, and the weights that it goes on from where not.
+    """
+    prefix = state_key(WEIGHTS, "")
+    weights = {key.removeprefix(prefix): key for key in checkpoint.shapes if key.startswith(prefix)}
+    keys = {}
+    for name, key in weights.items():
+        if not name.startswith(EXTRA):
+            average = state_key(AVERAGES, name)
+            keys[name] = average if average in checkpoint.shapes else key
+    return keys
+
+
 def _network(spec: str, checkpoint: CheckpointReader) -> VGSLNetwork:
     network = VGSLNetwork(spec)
-    state = network.state_dict()
-    unlike = {state_key(WEIGHTS, name) for name in state} ^ {
-        key for key in checkpoint.shapes if key.startswith(f"{WEIGHTS}/")
-    }
+    state, keys = network.state_dict(), network_keys(checkpoint)
+    unlike = state.keys() ^ keys.keys()
     if unlike:
-        raise KeyError(min(unlike))
+        raise KeyError(state_key(WEIGHTS, min(unlike)))
     with torch.no_grad():
         for name, tensor in state.items():
-            key = state_key(WEIGHTS, name)
+            key = keys[name]
             if checkpoint.shapes[key] != tuple(tensor.shape):
                 raise TypeError(f"{key} has the shape {checkpoint.shapes[key]}")
             tensor.copy_(checkpoint.tensor(key))

@@ -50,14 +50,16 @@ class CheckpointStore:
         keep_last: int,
         sharded: bool,
         strategy: str = "",
+        command: str = "train",
         guard: Callable[[], None] = lambda: None,
         on_event: Event = lambda _, __: None,
     ) -> None:
         """``directory`` exists and is held by this run: what earlier ones left half written is removed.
 
         ``sharded``: every process holds a part, and checkpoints are folders; else rank zero holds all, and
-        they are files. ``guard`` is called before a checkpoint takes its name, and raises a KetosError where
-        it must not. ``on_event`` gets at rank zero ``save``, ``save_failed`` and ``pruned``, with facts.
+        they are files. ``command`` is the one that goes on with the run. ``guard`` is called before a
+        checkpoint takes its name, and raises a KetosError where it must not. ``on_event`` gets at rank zero
+        ``save``, ``save_failed`` and ``pruned``, with facts.
         """
         self.directory = directory
         self.failures = 0
@@ -65,6 +67,7 @@ class CheckpointStore:
         self._first = processes.topology.first
         self._sharded = sharded
         self._on_event = on_event
+        self._command = command
         self._copies = HostCopies()
         self._save: _Save | None = None
         self._asked = False
@@ -183,7 +186,7 @@ class CheckpointStore:
         try:
             self._write(save, content, self._copies.take(state.pieces), state.pieces)
         except OSError as error:
-            raise RunError(_sentence(self.directory / name, error)) from error
+            raise RunError(self._sentence(self.directory / name, error)) from error
         self._report(save)
 
     def close(self) -> None:
@@ -244,7 +247,7 @@ class CheckpointStore:
     def _give_up(self, save: _Save) -> None:
         """All processes have stopped writing, and one of them has failed."""
         error = None if save.task is None else save.task.error
-        reason = None if error is None else _sentence(self.directory / save.order.name, error)
+        reason = None if error is None else self._sentence(self.directory / save.order.name, error)
         reasons = [each for each in self._processes.gather(reason) if each is not None]
         self._save, self._failure = None, reasons[0]
         self.failures += 1
@@ -254,6 +257,16 @@ class CheckpointStore:
             order = save.order
             facts = {"name": order.name, "kind": order.facts.kind, "step": order.facts.step}
             self._on_event("save_failed", {**facts, "reason": reasons[0], "failures": self.failures})
+
+    def _sentence(self, path: Path, error: Exception) -> str:
+        if isinstance(error, OSError):
+            go_on = (
+                f"Then go on from the checkpoint before with `ketos {self._command} --resume {path.parent}`."
+            )
+            return f"{write_error(path, error)} {go_on}"
+        if isinstance(error, KetosError):
+            return str(error)
+        return f"{path}: could not be written ({type(error).__name__}: {error})."
 
 
 @dataclass(kw_only=True)
@@ -290,12 +303,3 @@ class _Task:
             self._work()
         except Exception as error:  # a thread has nobody to raise to: whoever asks finds it
             self.error = error
-
-
-def _sentence(path: Path, error: Exception) -> str:
-    if isinstance(error, OSError):
-        remedy = f"Then go on from the checkpoint before with `ketos train --resume {path.parent}`."
-        return f"{write_error(path, error)} {remedy}"
-    if isinstance(error, KetosError):
-        return str(error)
-    return f"{path}: could not be written ({type(error).__name__}: {error})."

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from distrib.runtime.checkpoints.contents import STATE_KEY
 from distrib.runtime.checkpoints.reader import CheckpointReader, open_checkpoint
@@ -28,13 +28,13 @@ class StateKeeping(_Base):
     """Stands before one of Lightning's strategies among the bases of each of ours.
 
     Lightning's checkpoints pass through here: what is plain goes to disk as Lightning gives it, the tensors
-    as ``local_state`` names them, both through ``store``. A strategy trains ``network``, the module's
-    attribute of that name; keys name its parameters.
+    as ``local_state`` names them, both through ``store``. A strategy trains ``trained``, the module's
+    attribute of that name; keys name its parameters. What is called in it are its ``roots``.
     """
 
     sharded: ClassVar[bool] = False
-    """Whether each process holds a part of the state. Its forward passes are collectives then, so that all
-    processes make equally many."""
+    """Whether each process holds a part of the state, and each element is held by one alone. Its forward
+    passes are collectives then, so that all processes make equally many."""
 
     store: CheckpointStore
     alone: bool = False
@@ -43,10 +43,10 @@ class StateKeeping(_Base):
     _reader: CheckpointReader | None = None
 
     @property
-    def network(self) -> nn.Module:
-        """The network that is trained."""
+    def trained(self) -> nn.Module:
+        """What is trained."""
         assert self.lightning_module is not None
-        return cast(nn.Module, self.lightning_module.network)
+        return cast(nn.Module, self.lightning_module.trained)
 
     @property
     def scaled(self) -> bool:
@@ -71,6 +71,26 @@ class StateKeeping(_Base):
 
         False, with nothing changed at any process, where the gradient is not finite.
         """
+
+    @abstractmethod
+    def weights_of(self, group: int) -> list[Tensor]:
+        """What torch's optimizer works on for a parameter group, here."""
+
+    def forget(self, group: int, *kinds: str) -> None:
+        """Drop what the optimizer keeps of the weights of a parameter group, or only these ``kinds``.
+
+        Without any, the optimizer goes on with the group as it began.
+        """
+        state = self.optimizers[0].state
+        for weights in self.weights_of(group):
+            kept = state.pop(weights, {})
+            if remaining := {kind: value for kind, value in kept.items() if kinds and kind not in kinds}:
+                state[weights] = remaining
+
+    def without_part(self, parameters: Iterable[nn.Parameter]) -> Tensor | float:
+        """Zero, to be added to a loss in which these parameters take no part, so that nobody waits for their
+        gradients."""
+        return 0.0
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -117,3 +137,12 @@ class StateKeeping(_Base):
         """Wait for all processes, where they can be expected to come."""
         if not self.alone:
             super().barrier(name)  # type: ignore[safe-super]
+
+
+def roots(trained: nn.Module) -> list[nn.Module]:
+    """The modules of ``trained`` that are called by themselves: its children, of a dictionary its entries."""
+    return [
+        root
+        for child in trained.children()
+        for root in (child.values() if isinstance(child, nn.ModuleDict) else [child])
+    ]

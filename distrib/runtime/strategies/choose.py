@@ -33,6 +33,10 @@ def check_strategy(strategy: str, *, offload: str, precision: str, device: str, 
     if strategy == "fsdp":
         from distrib.runtime.strategies.fully_sharded import check_fully_sharded
 
+        if optimizer == "Lamb":
+            raise InputError(
+                "--optimizer Lamb looks at whole parameters, which fsdp divides; use another one, or --strategy ddp."
+            )
         check_fully_sharded(device)
     if strategy.startswith("deepspeed"):
         from distrib.runtime.strategies.deepspeed import check_deepspeed

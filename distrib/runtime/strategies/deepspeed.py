@@ -24,7 +24,7 @@ from torch import Tensor
 from distrib.errors import InputError
 from distrib.runtime.state import LocalState, StateReader
 from distrib.runtime.strategies import zero_state
-from distrib.runtime.strategies.base import StateKeeping
+from distrib.runtime.strategies.base import StateKeeping, roots
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -101,17 +101,24 @@ class ZeRO(StateKeeping, DDPStrategy):
         os.environ["LOCAL_RANK"] = str(number)
         self._engine, zero, *_ = deepspeed.initialize(
             args=argparse.Namespace(device_rank=number),
-            model=self.network,
+            model=self.trained,
             optimizer=optimizer,
             config=self._config(),
             dist_init_required=False,
         )
         if self.stage == 2:
             _reduce_in_one_order(zero)
+        if self.stage == 3:
+            # It expects a pass to begin with the whole of what it trains, which nobody calls.
+            start = zero.parameter_offload.get_param_coordinator().reset_step
+            roots(self.trained)[0].register_forward_pre_hook(lambda *_: start())
+        else:
+            # Views for its users of what torch's optimizer keeps would hold on to what is forgotten.
+            zero._hp_optimizer_states_linked = True
         self.optimizers = [zero]
 
     def _config(self) -> dict[str, Any]:
-        sizes = [each.numel() for each in self.network.parameters() if each.requires_grad]
+        sizes = [each.numel() for each in self.trained.parameters() if each.requires_grad]
         bucket = max(min(sum(sizes), _BUCKET), *sizes)
         # Its own limits are for networks a hundred times as large: under them all would be whole at once.
         whole = max(sum(sizes) // 4, *sizes)
@@ -169,15 +176,18 @@ class ZeRO(StateKeeping, DDPStrategy):
             optimizer.step()
         return applied
 
+    def weights_of(self, group: int) -> list[Tensor]:
+        return zero_state.weights_of(self._zero, group)
+
     def optimizer_step(self, optimizer: Any, closure: Any, model: Any = None, **kwargs: Any) -> Any:
         """Nothing but that Lightning counts the step: ``update`` has taken it."""
         return closure()
 
     def local_state(self) -> LocalState:
-        return zero_state.local_state(self._zero, self.network)
+        return zero_state.local_state(self._zero, self.trained)
 
     def load_state(self, reader: StateReader) -> None:
-        zero_state.load_state(self._zero, self.network, reader)
+        zero_state.load_state(self._zero, self.trained, reader)
 
     def teardown(self) -> None:
         """Let go of the network."""

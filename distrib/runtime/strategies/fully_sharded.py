@@ -23,10 +23,9 @@ from torch.optim import Optimizer
 
 from distrib.errors import InputError
 from distrib.model.layers import Layer
-from distrib.model.vgsl import VGSLNetwork
 from distrib.runtime.devices import torch_device
 from distrib.runtime.state import WEIGHTS, LocalState, Piece, StateReader, kinds_by_parameter, state_key
-from distrib.runtime.strategies.base import StateKeeping
+from distrib.runtime.strategies.base import StateKeeping, roots
 from distrib.runtime.strategies.plain import group_settings
 
 try:
@@ -137,7 +136,7 @@ class FullySharded(StateKeeping, ModelParallelStrategy):
                     pieces[state_key(kind, name)] = _whole(torch.as_tensor(value))
         if self.global_rank == 0:
             for name in self._buffers:
-                pieces[state_key(WEIGHTS, name)] = _whole(self.network.get_buffer(name))
+                pieces[state_key(WEIGHTS, name)] = _whole(self.trained.get_buffer(name))
         return LocalState(pieces=pieces, groups=group_settings(optimizer))
 
     @torch.no_grad()
@@ -152,9 +151,12 @@ class FullySharded(StateKeeping, ModelParallelStrategy):
                 )
             shard.rows.copy_(shard.read(reader, key))
         for name in self._buffers:
-            buffer = self.network.get_buffer(name)
+            buffer = self.trained.get_buffer(name)
             buffer.copy_(reader.read(state_key(WEIGHTS, name)).view(buffer.shape))
         self._load_optimizer(self.optimizers[0], reader)
+
+    def weights_of(self, group: int) -> list[Tensor]:
+        return list(self.optimizers[0].param_groups[group]["params"])
 
     def update(self, optimizer: LightningOptimizer, *, clip: float) -> bool:
         """Take the step where the gradient of all processes is finite."""
@@ -171,24 +173,22 @@ class FullySharded(StateKeeping, ModelParallelStrategy):
 
     def _shard_network(self) -> None:
         """Layer by layer, so that one layer's parameters are whole at a time; the rest with the root."""
-        network = self.network
+        trained = self.trained
         self._processes_summed = self._summed()
         # Each process is about to keep its rows of its own copy: all copies must be the same.
-        for tensor in network.state_dict().values():
+        for tensor in trained.state_dict().values():
             dist.broadcast(tensor, src=0)
-        parameters = {name for name, _ in network.named_parameters()}
-        self._buffers = [name for name in network.state_dict() if name not in parameters]
-        # Inputs of the root are moved to its device, and the widths of lines belong on the CPU.
-        root = network.nn if isinstance(network, VGSLNetwork) else network
-        for module in [*_units(network), root]:
-            # Also after the root's forward pass: between passes the network has its shards, and only them.
+        parameters = {name for name, _ in trained.named_parameters()}
+        self._buffers = [name for name in trained.state_dict() if name not in parameters]
+        for module in [*_units(trained), *roots(trained)]:
+            # Also after a root's forward pass: between passes the network has its shards, and only them.
             fully_shard(module, mesh=self.device_mesh, reshard_after_forward=True)
-        for module in network.modules():
+        for module in trained.modules():
             if isinstance(module, nn.RNNBase):
                 # Called by forward passes on GPUs, it would give the collected parameters other memory
                 # than that into which they are collected, and the weights would never change again.
                 module.flatten_parameters = _nothing  # type: ignore[method-assign]
-        self._shards = {name: self._shard(parameter) for name, parameter in network.named_parameters()}
+        self._shards = {name: self._shard(parameter) for name, parameter in trained.named_parameters()}
 
     def _shard(self, parameter: nn.Parameter) -> _Shard:
         rows = nn.Parameter(_local(parameter), requires_grad=parameter.requires_grad)
@@ -259,16 +259,16 @@ class FullySharded(StateKeeping, ModelParallelStrategy):
                     optimizer.state[rows][kind] = value
 
 
-def _units(network: nn.Module) -> list[nn.Module]:
-    """The layers whose parameters are collected together: those of the network's series that have any.
+def _units(trained: nn.Module) -> list[nn.Module]:
+    """The layers whose parameters are collected together: those of a network's series that have any.
 
     A layer that shares a parameter with another module is left to the root.
     """
     uses = Counter(
-        parameter for module in network.modules() for parameter in module.parameters(recurse=False)
+        parameter for module in trained.modules() for parameter in module.parameters(recurse=False)
     )
     units: list[nn.Module] = []
-    for module in network.modules():
+    for module in trained.modules():
         own = list(module.parameters()) if isinstance(module, Layer) else []
         if own and all(uses[parameter] == 1 for parameter in own):
             units.append(module)

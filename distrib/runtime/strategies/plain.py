@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,13 @@ class _WholeState(StateKeeping):
     """What the strategies of this file share."""
 
     def local_state(self) -> LocalState:
-        return whole_state(self.network, self.optimizers[0])
+        return whole_state(self.trained, self.optimizers[0])
 
     def load_state(self, reader: StateReader) -> None:
-        load_whole_state(self.network, self.optimizers[0], reader)
+        load_whole_state(self.trained, self.optimizers[0], reader)
+
+    def weights_of(self, group: int) -> list[torch.Tensor]:
+        return list(self.optimizers[0].param_groups[group]["params"])
 
     def update(self, optimizer: LightningOptimizer, *, clip: float) -> bool:
         if self.scaled:
@@ -52,6 +56,10 @@ class DataParallel(_WholeState, DDPStrategy):
     def synchronized(self, last: bool) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = nullcontext() if last else self.block_backward_sync()
         return context
+
+    def without_part(self, parameters: Iterable[nn.Parameter]) -> torch.Tensor | float:
+        """DDP averages all gradients, and waits until it has been given each."""
+        return sum(each.flatten()[0] for each in parameters) * 0.0
 
 
 def whole_state(network: nn.Module, optimizer: Optimizer) -> LocalState:
@@ -83,6 +91,11 @@ def load_whole_state(network: nn.Module, optimizer: Optimizer, reader: StateRead
     for group, saved in zip(groups, reader.groups, strict=True):
         group.update(saved)
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    # Torch gives everything the type of the weights, which may be a shorter one.
+    for number, parameter in enumerate(parameters):
+        for kind, value in state.get(number, {}).items():
+            if value.shape == parameter.shape and optimizer.state[parameter][kind].dtype != value.dtype:
+                optimizer.state[parameter][kind] = value.to(parameter.device)
 
 
 def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -49,6 +49,14 @@ def flat_tensors(zero: Any, network: nn.Module) -> list[FlatTensor]:
     return list(_stage_3(zero, names) if _is_stage_3(zero) else _stage_1_2(zero, names))
 
 
+def weights_of(zero: Any, group: int) -> list[Tensor]:
+    """The flat tensors of a parameter group."""
+    if not _is_stage_3(zero):
+        return [zero.single_partition_of_fp32_groups[group]]
+    flats = zero.fp32_partitioned_groups_flat
+    return [flat for number, flat in enumerate(flats) if zero.sub_group_to_group_id[number] == group]
+
+
 def _is_stage_3(zero: Any) -> bool:
     return hasattr(zero, "fp16_partitioned_groups")
 

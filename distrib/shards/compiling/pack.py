@@ -32,7 +32,13 @@ class LineReader(Protocol):
     """Reads a ground truth file; must be picklable, that is a function of a module."""
 
     def __call__(
-        self, source: Path, *, format_type: FormatType, linetype: LineType | None, legacy_polygons: bool
+        self,
+        source: Path,
+        *,
+        format_type: FormatType,
+        linetype: LineType | None,
+        legacy_polygons: bool,
+        textless: bool,
     ) -> Iterator[LineImage | Skip]: ...
 
 
@@ -121,6 +127,7 @@ def _pack_page(source: Path, digest: bytes, task: PackTask) -> PackedPage:
             format_type=task.format_type,
             linetype=task.linetype,
             legacy_polygons=task.legacy_polygons,
+            textless=not task.skip_empty_lines,
         ):
             packed = _pack_line(item, task) if isinstance(item, LineImage) else item
             if isinstance(packed, PackedLine):

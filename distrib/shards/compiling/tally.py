@@ -52,7 +52,8 @@ def nothing_usable(tally: Tally, sources: Sequence[Path]) -> InputError:
             f"{example.source}" if example.line_id is None else f"line {example.line_id} of {example.source}"
         )
         detail = f"{where}: {detail}"
-    remedy = "; --keep-empty-lines keeps lines without text" if reason is SkipReason.EMPTY_TEXT else ""
+    textless = reason in (SkipReason.EMPTY_TEXT, SkipReason.MISSING_TEXT_FILE)
+    remedy = "; --keep-empty-lines keeps lines without text" if textless else ""
     if len(sources) == 1:
         return InputError(f"Nothing to compile ({reason}): {detail}{remedy}.")
     return InputError(

@@ -144,14 +144,14 @@ _OUT_OF_MEMORY = """
 import torch
 from distrib.training.recognition import RecognitionModule as Module
 
-_loss = Module._loss
+_loss = Module.loss
 
-def loss(self, batch):
+def loss(self, batch, place):
     if len(batch.lines) > 1:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-    return _loss(self, batch)
+    return _loss(self, batch, place)
 
-Module._loss = loss
+Module.loss = loss
 """
 
 

@@ -284,9 +284,13 @@ def _signal(pids: Iterable[int], number: int) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """The environment without what would lead to another cluster, or mark this process's own."""
+    """The environment without what would lead to another cluster, or mark this process's own.
+
+    Jobs run with the PATH of the cluster: a user's has `ketos` on it, whatever that of the tests has.
+    """
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != MARK}
-    return own | {"OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(_RAY.parent), own.get("PATH", os.defpath)])
+    return own | {"OMP_NUM_THREADS": "1", "PATH": path}
 
 
 def _free_ports(count: int) -> list[int]:

@@ -1,0 +1,1 @@
+"""Learning from line images alone: predicting hidden columns of the feature map."""
