@@ -42,6 +42,7 @@ def prepare(folder: Path) -> None:
     # In full precision, so that runs on different targets can be compared.
     experiment["precision"] = "32-true"
     experiment["train"] |= {"spec": TINY, **limits}
+    experiment["pretrain"] = {"spec": TINY, "quit": "fixed", "epochs": 1, "batch_size": 8, "warmup": 8}
     (folder / "experiment.yml").write_text(yaml.safe_dump(experiment), encoding="utf-8")
     shutil.copytree(ROOT / "slurm", folder / "slurm")
 

@@ -44,6 +44,8 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
         "report.json",
         "model.mlmodel",
         "tuned/last.ckpt",
+        "pretrained/last.ckpt",
+        "taught/last.ckpt",
         "two/last.ckpt",
         "zero/last.ckpt",
         "zero.safetensors",

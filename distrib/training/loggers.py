@@ -180,12 +180,14 @@ class _TensorBoardLog:
     def __init__(self, folder: Path, experiment: str, state: _State, resumed: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # TensorBoard then leaves out what earlier files of the folder say of these steps.
-        again = None if resumed is None else resumed + 1
-        self._writer: Any = SummaryWriter(str(folder), purge_step=again, flush_secs=30)
+        # TensorBoard then leaves out what earlier files of the folder say of these steps, for which it needs
+        # a mark of the kind in the first file as well.
+        purged = 0 if resumed is None else resumed + 1
+        self._writer: Any = SummaryWriter(str(folder), purge_step=purged, flush_secs=30)
         self._state = state
         # A validation right where the run goes on is done again, and not among what is left out.
-        self._validated = state.number("validated") if resumed == state.number("validated") else -1
+        again = -1 if resumed is None else resumed
+        self._validated = again if again <= state.number("validated") else -1
         self._shown: set[int] = set()
         state.keep(folder=str(folder.absolute()))
         if resumed is None:

@@ -57,7 +57,7 @@ def unbent(count: int = 1) -> dict[str, np.ndarray]:
     """The fields of a geometry that changes nothing."""
     zeros = np.zeros(count)
     names = ("shift_x", "shift_y", "slope", "shear", "perspective")
-    still = {name: zeros for name in names} | {name: zeros + 1 for name in ("zoom_x", "zoom_y", "spacing")}
+    still = dict.fromkeys(names, zeros) | dict.fromkeys(("zoom_x", "zoom_y", "spacing"), zeros + 1)
     return still | {"bends": np.zeros((count, 2, 3, 405))}
 
 
@@ -74,11 +74,11 @@ def centre(image: torch.Tensor, column: int) -> float:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.set_deterministic_debug_mode("default")
 
 
 # The whole
@@ -169,7 +169,7 @@ def test_values_and_padding_stay_what_they_are(strength: float) -> None:
     result = Augmentation(strength)(images, widths, lines, seed=3, epoch=9)
     assert torch.equal(images, before)
     assert result.shape == images.shape
-    assert 0 <= float(result.min())
+    assert float(result.min()) >= 0
     assert float(result.max()) <= 1
     assert (result * 255).round().to(torch.uint8).float().sub(result * 255).abs().max() <= 0.5
     outside = torch.arange(images.shape[3]) >= widths[:, None]
@@ -305,22 +305,22 @@ def test_curves_are_smooth_and_keep_to_their_range() -> None:
     assert (curves.diff(dim=2).abs().amax((1, 2)) <= 2 / spacing).all()
     # At a knot a cubic B-spline is the mean of three values with weights 1, 4 and 1.
     at = (controls[0, :, 4] + 4 * controls[0, :, 5] + controls[0, :, 6]) / 6
-    torch.testing.assert_close(curves[0, :, 16], at)
+    assert torch.allclose(curves[0, :, 16], at, atol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     strength=st.floats(0.05, 3),
     height=st.sampled_from([24, 48, 120, 200]),
-    length=st.floats(0.3, 40),
+    length=st.floats(0.3, 30),
     seed=st.integers(0, 2**63),
 )
 def test_no_edge_loses_more_than_a_sliver(strength: float, height: int, length: float, seed: int) -> None:
     """Ascenders, descenders and the ends of a line stay in the image, however long the line is."""
-    widths = np.full(24, max(int(length * height), 1))
-    geometry, _ = draw_geometry(Draws(seed, 0, np.arange(24)), widths, height, strength)
+    widths = np.full(8, max(int(length * height), 1))
+    geometry, _ = draw_geometry(Draws(seed, 0, np.arange(8)), widths, height, strength)
     width = int(widths[0])
-    places = _places(torch.zeros((24, 1, height, width)), widths, geometry) / 64
+    places = _places(torch.zeros((8, 1, height, width)), widths, geometry) / 64
     slack = CUT * height + 1
     assert float(places[:, 0, :, 1].max()) <= slack
     assert float(places[:, -1, :, 1].min()) >= height - 1 - slack
@@ -334,7 +334,7 @@ def test_every_kind_of_bending_happens_within_its_bounds() -> None:
     widths = np.random.default_rng(0).integers(100, 3000, 2000)
     geometry, bent = draw_geometry(Draws(0, 0, np.arange(2000)), widths, 120, 1.0)
     upright = np.abs(geometry.slope) * widths / 2
-    assert 0.08 * 120 >= upright.max() > 0.07 * 120
+    assert 0.07 * 120 < upright.max() <= 0.08 * 120
     assert np.abs(geometry.shear - geometry.slope).max() <= 0.2 + 0.035
     for values, low, high in (
         (geometry.shift_x, -0.15, 0.15),
@@ -413,7 +413,7 @@ def test_tone_maps_paper_and_ink_to_their_shades() -> None:
     for before, after in ((0.0, 0.1), (1.0, 0.7), (0.5, 0.1 + 0.6 * 0.625)):
         values = result[image == before]
         assert len(values)
-        torch.testing.assert_close(values, torch.full_like(values, after))
+        assert torch.allclose(values, torch.tensor(after))
 
 
 def test_tones_leave_contrast_and_differ_along_the_line() -> None:

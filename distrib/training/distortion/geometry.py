@@ -68,9 +68,8 @@ def draw_geometry(
         """A number from -most..most, zero where it does not happen."""
         return np.where(draws.happens(what, probability), draws.uniform(what, -most, most), none)
 
-    angle = either("rotation", 0.5, _limited(0.035, strength, 0.1))
-    ends = _limited(0.08, strength, 0.1)
-    slope = np.clip(angle, -2 * ends / length, 2 * ends / length)
+    steepest = np.minimum(_limited(0.035, strength, 0.1), 2 * _limited(0.08, strength, 0.1) / length)
+    slope = either("rotation", 0.5, 1) * steepest
     shear = either("shear", 0.5, _limited(0.2, strength, 0.4))
     shift_x = either("translation", 0.5, _limited(0.15, strength, 0.3))
     shift_y = np.where(shift_x != 0, draws.uniform("translation up or down", -1, 1), none)

@@ -17,8 +17,14 @@ from torch import Tensor
 
 from distrib.training.pretraining.drawing import draw_below
 
-_EQUAL = 1.0 - 1e-6
-"""Targets with this cosine similarity differ by no more than float32 rounds."""
+_EQUAL, _DIFFERENT = 1e-3, 1e-2
+"""Targets this far from each other, in units of their length, are the same; from here on they differ. What
+lies between counts in part: where rounding decides, it decides about next to nothing."""
+
+_HALF = 0.5
+
+_COMPARED = 8
+"""Dimensions that tell whether targets are equal. As each is a mixture of all features, a few are enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +56,11 @@ def within_lines(
     drawn = (drawn + (drawn >= own)).clamp(max=columns - 1)
     # All similarities of a line are cheaper than the vectors of all negatives.
     similar = context @ targets.transpose(1, 2)
-    with torch.no_grad():
-        equal = (targets @ targets.transpose(1, 2) > _EQUAL).gather(2, drawn)
+    sketch = _sketch(targets)
+    others = sketch.gather(1, drawn.flatten(1)[:, :, None].expand(-1, -1, sketch.shape[2]))
+    weights = _weights(sketch, others.view(*drawn.shape, -1))
     positive = similar.diagonal(dim1=1, dim2=2)
-    return _choice(positive, similar.gather(2, drawn), equal, real, temperature=temperature)
+    return _choice(positive, similar.gather(2, drawn), weights, real, temperature=temperature)
 
 
 def against_pool(
@@ -77,9 +84,8 @@ def against_pool(
     below = filled.sum().expand(count)
     drawn = there[draw_below(keys, columns * negatives, below)].view(count, columns, negatives)
     positive = (context * targets).sum(dim=2)
-    with torch.no_grad():
-        equal = (targets @ pool.T > _EQUAL).gather(2, drawn)
-    return _choice(positive, (context @ pool.T).gather(2, drawn), equal, real, temperature=temperature)
+    weights = _weights(_sketch(targets), _sketch(pool)[drawn])
+    return _choice(positive, (context @ pool.T).gather(2, drawn), weights, real, temperature=temperature)
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -87,17 +93,31 @@ def unit(vectors: Tensor) -> Tensor:
     return functional.normalize(vectors.float(), dim=-1)
 
 
-def _choice(positive: Tensor, others: Tensor, equal: Tensor, real: Tensor, *, temperature: float) -> Contrast:
-    """Cross-entropies from similarities to the target (N, M) and to negatives (N, M, K), of which those
-    ``equal`` to the target do not count.
+def _sketch(targets: Tensor) -> Tensor:
+    """Some dimensions (..., d) of unit vectors (..., D), scaled to have about the length of all."""
+    dimensions = targets.shape[-1]
+    some = targets.detach()[..., :: max(1, dimensions // _COMPARED)]
+    return some * (dimensions / some.shape[-1]) ** 0.5
+
+
+def _weights(sketch: Tensor, others: Tensor) -> Tensor:
+    """How much negatives count, in 0..1 (N, M, K), from sketches of targets (N, M, d) and theirs."""
+    distance = (others - sketch[:, :, None]).norm(dim=3)
+    return ((distance - _EQUAL) / (_DIFFERENT - _EQUAL)).clamp(0.0, 1.0)
+
+
+def _choice(
+    positive: Tensor, others: Tensor, weights: Tensor, real: Tensor, *, temperature: float
+) -> Contrast:
+    """Cross-entropies from similarities to the target (N, M) and to negatives (N, M, K), which count as their
+    ``weights`` say.
 
     Where none counts there is nothing to learn, and the loss is that of guessing: a network that makes all
     columns alike has not solved its task.
     """
-    others = others.masked_fill(equal, -math.inf)
-    logits = torch.cat([positive[:, :, None], others], dim=2) / temperature
-    losses = logits.logsumexp(dim=2) - logits[:, :, 0]
-    hopeless = equal.all(dim=2)
-    losses = torch.where(hopeless, math.log(1 + others.shape[2]), losses)
-    right = (positive[:, :, None] > others).all(dim=2) & ~hopeless
+    logits = torch.cat([positive[:, :, None] / temperature, others / temperature + weights.log()], dim=2)
+    hopeless = 1.0 - weights.amax(dim=2)
+    losses = logits.logsumexp(dim=2) - logits[:, :, 0] + hopeless * math.log(1 + others.shape[2])
+    beaten = (positive[:, :, None] > others) | (weights < _HALF)
+    right = beaten.all(dim=2) & (hopeless <= _HALF)
     return Contrast(losses=torch.where(real, losses, 0.0), right=right & real)

@@ -65,7 +65,9 @@ class PretrainingModule(Learner):
         super().__init__(model, options, processes=processes, seed=seed, interval=interval, extra=heads)
         self._tap = tap
         self._mask, self._projection = heads[MASK], heads[PROJECTION]
-        self._output = ctc_layer(model.network).requires_grad_(False)
+        ctc_layer(model.network).requires_grad_(False)
+        # Not what comes into the output layer: stage 3 of ZeRO would wait for a gradient of that layer.
+        self._last = list(model.network.nn.children())[-2]
         self._augment = Augmentation(options.augment_strength) if options.augment else None
         self._hidden: dict[tuple[int, ...], HiddenColumns] = {}
         self._counts = torch.zeros(3, dtype=torch.float64)
@@ -222,7 +224,7 @@ class PretrainingModule(Learner):
             changed: Tensor = self._mask(features, hidden.masks.to(features.device, non_blocking=True))
             return changed
 
-        handle = self._output.register_forward_pre_hook(lambda _, inputs: contexts.append(inputs[0]))
+        handle = self._last.register_forward_hook(lambda _, __, output: contexts.append(output[0]))
         try:
             with self._tap.changing(change):
                 self.network(images.to(dtype_of(self.network)), batch.widths)
