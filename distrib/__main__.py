@@ -15,7 +15,11 @@ def main() -> None:
     # took six times the processor time of one, in every worker process.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from distrib.cli.main import ketos
+    from distrib.deferred import defer
 
+    # Lightning imports torchmetrics, which imports this for an alias of an old name, and with it half of
+    # scipy: more than a quarter of the time in which a process of a run starts.
+    defer("scipy.signal", hamming=None)
     try:
         ketos(prog_name="ketos")
     except SystemExit as end:

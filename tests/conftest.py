@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from .training.forked import end_shared
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -30,3 +33,10 @@ def oracle_dir() -> Path:
 def real_data() -> Path:
     """The folder of real ground truth; skips the test where it is absent."""
     return _beside_checkout("data", "real")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_running() -> Iterator[None]:
+    """Runs that tests have started end with them."""
+    yield
+    end_shared()

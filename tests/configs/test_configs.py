@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +19,9 @@ from distrib.model.vgsl import VGSLNetwork, recognition_spec
 from distrib.model.weights import RecognitionModel, load_weights
 from distrib.training.options import check_options
 from distrib.training.preparation import text_pipeline
+from distrib.training.reading import reading_of
 
+from ..training.forked import shared
 from .right_to_left_lines import TEXTS, write_lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,19 +41,9 @@ def options(name: str) -> sections.Train:
 
 def train(name: str, directory: Path, *more: object, processes: int = 1) -> RecognitionModel:
     """Train an epoch as ``name`` says, but a tiny network on the CPU; what is exported."""
-    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     small = ["-s", TINY, "-q", "fixed", "-N", 1, "-F", 1, "-o", directory]
-    words = ["-m", *(torchrun if processes > 1 else []), "distrib", "--config", config(name)]
-    words += ["-d", "cpu", "--workers", 1, "--threads", 1, "train", *small, *more]
-    done = subprocess.run(
-        [sys.executable, *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    top = ["--config", config(name), "-d", "cpu", "--workers", 1, "--threads", 1]
+    shared().run(*top, "train", *small, *more, processes=processes)
     (weights,) = directory.glob("best_*.safetensors")
     return load_weights(weights)
 
@@ -165,7 +154,7 @@ def test_right_to_left_is_tested_as_it_was_trained() -> None:
     """Otherwise every line would count as wrong."""
     experiment = read_experiment(config("right_to_left"))
     tested = make_section(sections.Test, "test", experiment.sections["test"])
-    assert text_pipeline(tested) == text_pipeline(options("right_to_left"))
+    assert reading_of(tested).pipeline == text_pipeline(options("right_to_left"))
 
 
 def test_fine_tuning_keeps_the_network_and_adds_characters(base: Path, sample: Path, tmp_path: Path) -> None:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +15,7 @@ from distrib.errors import InputError
 from distrib.runtime.strategies import fully_sharded
 from distrib.runtime.strategies.plain import whole_state
 
+from ..training import forked
 from . import sharded_training as training
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fully sharded")]
@@ -95,29 +92,23 @@ def run(folder: Path, world_size: int, jobs: list[dict[str, Any]]) -> Jobs:
     """Start the processes, which do all the jobs."""
     folder.mkdir()
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    script = [sys.executable, "-W", "ignore", training.__file__]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    printed = [folder / f"printed-{rank}" for rank in range(world_size)]
-    processes = []
+    script = Path(training.__file__)
+    processes = [
+        forked.shared().start(rank, world_size, folder, script=script, printed=folder / f"printed-{rank}")
+        for rank in range(world_size)
+    ]
     try:
-        for rank, file in enumerate(printed):
-            with file.open("wb") as stream:
-                words = [*script, str(rank), str(world_size), str(folder)]
-                processes.append(
-                    subprocess.Popen(words, stdout=stream, stderr=subprocess.STDOUT, env=environment)
-                )
         deadline = time.monotonic() + WAIT_SECONDS
         # One that failed leaves the others waiting.
-        while any(each.poll() is None for each in processes) and not any(each.poll() for each in processes):
+        while None in (codes := [code for each in processes for code in each.codes()]) and not any(codes):
             assert time.monotonic() < deadline
             time.sleep(0.05)
     finally:
         for process in processes:
             process.kill()
-            process.wait()
-    for process, file in zip(processes, printed, strict=True):
-        assert process.returncode in (0, -signal.SIGKILL), file.read_text()
-    assert not any(process.returncode for process in processes)
+    for process, code in zip(processes, codes, strict=True):
+        assert code in (0, None), process.output
+    assert codes == [0] * world_size
     return Jobs(folder, world_size)
 
 

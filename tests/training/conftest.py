@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from distrib.ground_truth.sample import write_sample
 
-from .forked import Server
+from .forked import Server, shared
 
 TINY_SPEC = "[1,16,0,1 Cr3,3,8 Mp2,2 S1(1x0)1,3 Lbx16 Do0.3]"
 
 
 def ketos(*arguments: object, expect: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own and check its exit code."""
-    done = subprocess.run(
-        [sys.executable, "-m", "distrib", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        check=False,
-    )
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done
+    job = shared().start(*arguments, cwd=cwd, apart=True)
+    (code,) = job.wait()
+    assert code == expect, job.output + job.stderr
+    return subprocess.CompletedProcess(arguments, code, job.output, job.stderr)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +39,6 @@ def lines_arrow(sample: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server() -> Server:
     """Starts runs that need not import anything first, and can hurt them."""
-    with Server(tmp_path_factory.mktemp("server")) as running:
-        yield running
+    return shared()

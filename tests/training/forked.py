@@ -1,7 +1,8 @@
 """Runs of real processes, forked from one that has imported everything, and hurt where a test says.
 
 Importing torch and Lightning takes seconds, which a hundred runs would pay a hundred times. Processes are
-forked from a server of their own, not from that of the tests, whose threads a fork would not survive.
+forked from a server of their own, not from that of the tests, whose threads a fork would not survive. Nobody
+watches them, as under srun: where one fails, the others have to notice by themselves.
 
 This file is the server as well: it takes orders on its standard input, one JSON object a line, and answers
 each with a line.
@@ -9,14 +10,21 @@ each with a line.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import gc
 import importlib
 import json
 import os
+import runpy
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +40,8 @@ _LOADED = (
     "distrib.training.run",
     "distrib.training.setup",
     "distrib.runtime.strategies.plain",
+    "distrib.runtime.strategies.deepspeed",
+    "distrib.runtime.strategies.fully_sharded",
 )
 
 
@@ -53,15 +63,20 @@ class Harm:
 class Job:
     """A command that is running or has run as one process or several."""
 
-    def __init__(self, server: Server, pids: list[int], printed: Path) -> None:
+    def __init__(self, server: Server, pids: list[int], printed: Path, complained: Path) -> None:
         self.pids = pids
         self._server = server
-        self._printed = printed
+        self._printed, self._complained = printed, complained
 
     @property
     def output(self) -> str:
-        """What all its processes have printed on both streams so far."""
+        """What all its processes have printed so far, on both streams unless they were to be kept apart."""
         return self._printed.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        """What they have printed on standard error, where the streams were to be kept apart."""
+        return self._complained.read_text(encoding="utf-8", errors="replace")
 
     @property
     def errors(self) -> list[str]:
@@ -85,6 +100,14 @@ class Job:
                 raise AssertionError(f"still running after {seconds} s, {codes}:\n{self.output}")
             time.sleep(0.01)
 
+    def ends_within(self, seconds: float) -> int:
+        """The worst exit code of those that no signal has ended; fails where one has not ended by then."""
+        return max(self.wait(seconds))
+
+    def rank(self, number: int) -> int:
+        """The process id of a rank."""
+        return self.pids[number]
+
     def wait_for(self, reached: Callable[[], object]) -> None:
         """Return once ``reached``; the job must not end before."""
         deadline = time.monotonic() + WAIT_SECONDS
@@ -94,27 +117,34 @@ class Job:
             time.sleep(0.005)
 
     def kill(self) -> None:
-        """SIGKILL all its processes, and wait for their end."""
-        for pid in self.pids:
-            with contextlib.suppress(ProcessLookupError):
+        """SIGKILL all its processes, their readers included, and wait for their end."""
+        for pid, code in zip(self.pids, self.codes(), strict=True):
+            # The number of one that has ended may be another's by now.
+            if code is None:
                 os.killpg(pid, signal.SIGKILL)
         while None in self.codes():
             time.sleep(0.005)
 
 
 class Server:
-    """Starts jobs. Use as a context; leaving it ends what is still running."""
+    """Starts jobs, and keeps what they print in ``directory``. Leaving its context ends what is running."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         self._jobs: list[Job] = []
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # As `ketos` has it before anything is imported.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
+
+    @property
+    def pid(self) -> int:
+        """The process that processes of jobs are forked from, and have their limits of."""
+        return self._process.pid
 
     def __enter__(self) -> Server:
         return self
@@ -133,21 +163,32 @@ class Server:
         harm: Sequence[Harm] = (),
         cwd: Path | None = None,
         variables: dict[str, str] | None = None,
+        printed: Path | None = None,
+        apart: bool = False,
+        script: Path | None = None,
     ) -> Job:
-        """Start ``ketos`` with these words, and with these variables in the environment."""
-        printed = self._directory / f"printed-{len(self._jobs)}.txt"
-        printed.write_bytes(b"")
+        """Start ``ketos``, or a ``script``, with these words, and with these variables in the environment.
+
+        It inherits the working folder and the environment of the tests as they are now. What it prints on
+        standard error is kept ``apart`` from the rest, which goes to ``printed``, where that is asked for.
+        """
+        printed = printed or self.directory / f"printed-{len(self._jobs)}.txt"
+        complained = printed.with_suffix(".err") if apart else printed
+        for file in (printed, complained):
+            file.write_bytes(b"")
         pids = self.ask(
             {
                 "words": [str(word) for word in words],
+                "script": None if script is None else str(script),
                 "processes": processes,
                 "harm": [asdict(each) for each in harm],
-                "cwd": None if cwd is None else str(cwd),
+                "cwd": str(cwd or Path.cwd()),
                 "printed": str(printed),
-                "variables": variables or {},
+                "complained": str(complained),
+                "variables": {**os.environ, "OMP_NUM_THREADS": "1", **(variables or {})},
             }
         )
-        self._jobs.append(Job(self, pids, printed))
+        self._jobs.append(Job(self, pids, printed, complained))
         return self._jobs[-1]
 
     def run(
@@ -173,10 +214,28 @@ class Server:
         return json.loads(self._process.stdout.readline())
 
 
+@functools.cache
+def shared() -> Server:
+    """The one server of this process of tests, which is started when it is wanted first."""
+    return Server(Path(tempfile.mkdtemp(prefix="ketos-tests-")))
+
+
+def end_shared() -> None:
+    """End it, where it was started, with what it runs; remove what was printed."""
+    if shared.cache_info().currsize:
+        with shared() as server:
+            folder = server.directory
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def serve() -> None:
     """Take orders until there are no more."""
     for name in _LOADED:
         importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pandas")  # pyarrow wants it where it is installed
+    # Else the first collection of each process would copy the pages of all that is there.
+    gc.freeze()
     codes: dict[int, int] = {}
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
@@ -217,29 +276,43 @@ def _be(order: dict[str, Any], place: dict[str, str]) -> None:
         os.setsid()
         printed = os.open(order["printed"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         nothing = os.open(os.devnull, os.O_RDONLY)
-        for stream, target in ((0, nothing), (1, printed), (2, printed)):
+        complained = os.open(order["complained"], os.O_WRONLY | os.O_APPEND)
+        for stream, target in ((0, nothing), (1, printed), (2, complained)):
             os.dup2(target, stream)
-        os.environ.update({**place, **order["variables"]})
-        os.chdir(order["cwd"] or "/")
+        os.environ.clear()
+        os.environ.update({**order["variables"], **place})
+        os.chdir(order["cwd"])
         rank = int(place.get("RANK", 0))
         for each in order["harm"]:
             harm = Harm(**each)
             if harm.rank in (None, rank):
                 _inflict(harm)
-        sys.argv = ["ketos", *order["words"]]
-        from distrib.__main__ import main
+        sys.argv = [order["script"] or "ketos", *order["words"]]
+        if order["script"]:
+            runpy.run_path(order["script"], run_name="__main__")
+        else:
+            from distrib.__main__ import main
 
-        main()
+            main()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        _end_as_an_interpreter_does()
         os._exit(code)
+
+
+def _end_as_an_interpreter_does() -> None:
+    """Wait for threads that are no daemons and call what is registered; the server's own is not touched."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def _inflict(harm: Harm) -> None:

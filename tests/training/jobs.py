@@ -5,17 +5,50 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from . import forked
 from .launching import WAIT_SECONDS, command, environment, kill_tree
 
 
-class Job:
-    """A started command. ``output`` is what it has printed on both streams so far."""
+@contextmanager
+def started(
+    world_size: int, *arguments: object, printed: Path, variables: dict[str, str] | None = None
+) -> Iterator[forked.Job]:
+    """A job that is running, whose processes nobody watches, and of which nothing is left behind."""
+    job = forked.shared().start(*arguments, processes=world_size, printed=printed, variables=variables)
+    try:
+        yield job
+    finally:
+        job.kill()
+
+
+def on_two_nodes(folders: Sequence[Path], *arguments: object) -> list[subprocess.CompletedProcess[str]]:
+    """Two processes, each a node of its own in a working folder of its own, by rank; they must end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    jobs = []
+    for rank, folder in enumerate(folders):
+        place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        place |= {"GROUP_RANK": str(rank), **meeting}
+        jobs.append(forked.shared().start(*arguments, cwd=folder, variables=place, apart=True))
+    try:
+        codes = [job.wait(120)[0] for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+    ended = zip(jobs, codes, strict=True)
+    return [subprocess.CompletedProcess(arguments, code, job.output, job.stderr) for job, code in ended]
+
+
+class TorchrunJob:
+    """Processes under torchrun, which ends the others where one fails."""
 
     def __init__(self, process: subprocess.Popen[bytes], printed: Path) -> None:
         self.process = process
@@ -23,6 +56,7 @@ class Job:
 
     @property
     def output(self) -> str:
+        """What it has printed on both streams so far."""
         return self._printed.read_text(encoding="utf-8", errors="replace")
 
     @property
@@ -39,22 +73,22 @@ class Job:
             time.sleep(0.01)
 
     def ends_within(self, seconds: float) -> int:
-        """The exit code; fails where the job has not ended by then."""
+        """The exit code of torchrun; fails where the job has not ended by then."""
         try:
             return self.process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {seconds} s:\n{self.output}") from None
 
     def rank(self, number: int) -> int:
-        """The process of a rank under torchrun."""
+        """The process id of a rank."""
         return next(pid for pid in children(self.process.pid) if variables(pid).get("RANK") == str(number))
 
 
 @contextmanager
-def started(
+def under_torchrun(
     world_size: int, *arguments: object, printed: Path, variables: dict[str, str] | None = None
-) -> Iterator[Job]:
-    """A job that is running, and of which nothing is left behind."""
+) -> Iterator[TorchrunJob]:
+    """A job that is running as a user starts one with torchrun, and of which nothing is left behind."""
     with printed.open("wb") as file:
         process = subprocess.Popen(
             command(world_size, *arguments),
@@ -64,7 +98,7 @@ def started(
             env={**environment(), **(variables or {})},
         )
     try:
-        yield Job(process, printed)
+        yield TorchrunJob(process, printed)
     finally:
         kill_tree(process.pid)
         process.wait()

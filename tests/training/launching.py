@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,11 +14,11 @@ from pathlib import Path
 from distrib.runtime.checkpoints.difference import differences
 from distrib.runtime.checkpoints.reader import open_checkpoint
 
-WAIT_SECONDS = 240.0
+from .forked import WAIT_SECONDS, shared
 
 
 def command(world_size: int, *arguments: object) -> list[str]:
-    """The command line of ``ketos`` as one process, or as several under torchrun."""
+    """The command line of ``ketos`` as one process, or as several under torchrun, that import all anew."""
     words = [str(argument) for argument in arguments]
     if world_size == 1:
         return [sys.executable, "-m", "distrib", *words]
@@ -33,40 +32,23 @@ def environment() -> dict[str, str]:
 
 
 def run(world_size: int, *arguments: object, expect: int = 0, cwd: Path | None = None) -> str:
-    """Run to the end and check the exit code; what was printed on both streams."""
-    done = subprocess.run(
-        command(world_size, *arguments),
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env=environment(),
-        timeout=WAIT_SECONDS,
-    )
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    """Run ``ketos`` to the end and check each exit code; what was printed on both streams."""
+    return shared().run(*arguments, processes=world_size, expect=expect, cwd=cwd)
 
 
 def run_until(world_size: int, reached: Callable[[], bool], *arguments: object) -> bool:
     """Run, and kill every process with SIGKILL once ``reached``; False where the run ended before."""
-    process = subprocess.Popen(
-        command(world_size, *arguments),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env=environment(),
-    )
-    deadline = time.monotonic() + WAIT_SECONDS
+    job = shared().start(*arguments, processes=world_size)
     try:
+        deadline = time.monotonic() + WAIT_SECONDS
         while not reached():
-            if process.poll() is not None:
+            if None not in job.codes():
                 return False
             assert time.monotonic() < deadline, "the run neither came that far nor ended"
             time.sleep(0.002)
-        return process.poll() is None
+        return None in job.codes()
     finally:
-        kill_tree(process.pid)
-        process.wait()
+        job.kill()
 
 
 def kill_tree(pid: int) -> None:

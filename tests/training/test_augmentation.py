@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distrib.ground_truth.network_input import NetworkInput
+from distrib.training import augmentation
 from distrib.training.augmentation import Augmentation
 from distrib.training.distortion.curves import smooth_curves
 from distrib.training.distortion.draws import Draws
@@ -159,6 +160,31 @@ def test_about_a_quarter_of_lines_stay_clean() -> None:
     result = Augmentation()(images, widths, torch.arange(count), seed=0, epoch=0)
     clean = (result == images).flatten(1).all(1).float().mean()
     assert 0.2 < clean < 0.32
+
+
+def test_every_kind_of_distortion_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each to its share of lines, that of the three quarters that are not left alone."""
+    touched: dict[str, float] = {}
+
+    def watch(name: str) -> None:
+        original = getattr(augmentation, name)
+
+        def watched(first: object, *rest: object) -> object:
+            if name == "erase":
+                touched[name] = len({spot.image for spot in rest[0]}) / 400  # type: ignore[attr-defined]
+            else:
+                touched[name] = len(first) / 400  # type: ignore[arg-type]
+            return original(first, *rest)
+
+        monkeypatch.setattr(augmentation, name, watched)
+
+    shares = {"warp": 0.7, "change_strokes": 0.22, "blur": 0.22, "erase": 0.19, "change_tone": 0.37}
+    shares["add_noise"] = 0.22
+    for name in shares:
+        watch(name)
+    images = torch.full((400, 1, 32, 100), 0.5)
+    Augmentation()(images, torch.full((400,), 100), torch.arange(400), seed=0, epoch=0)
+    assert touched == pytest.approx(shares, abs=0.06)
 
 
 @pytest.mark.parametrize("strength", [0.3, 1.0, 3.0])

@@ -257,7 +257,7 @@ def test_a_killed_reader_ends_the_run_with_a_sentence(lines_arrow: Path, tmp_pat
     options = ["-f", "binary", "-N", 500, *SMALL, "-o", directory, lines_arrow]
     with started(1, "--workers", 1, "train", *options, printed=tmp_path / "out") as job:
         job.wait_for((directory / "last.ckpt").exists)
-        kill(children(job.process.pid)[0])
+        kill(children(job.rank(0))[0])
         assert job.ends_within(30) == 1, job.output
     (sentence,) = job.errors
     assert sentence.startswith("Error: A process reading data was killed")

@@ -17,7 +17,7 @@ from distrib.stream.ledger_report import verify_ledger
 
 from .comparing import DECODING, LOSS, STEPS_AN_EPOCH, at, checkpoints, differences, kinds, training
 from .forked import Harm, Server
-from .jobs import kill, started
+from .jobs import kill, under_torchrun
 from .launching import rows
 
 ABORT = "checkpoint_abort.ckpt"
@@ -141,7 +141,7 @@ def test_a_job_under_torchrun_is_over_soon_after_one_of_its_processes(
 ) -> None:
     directory = tmp_path / "run"
     words = training(lines_arrow, directory, processes=2, epochs=500)
-    with started(2, *words, printed=tmp_path / "printed") as job:
+    with under_torchrun(2, *words, printed=tmp_path / "printed") as job:
         job.wait_for(lambda: (directory / "last.ckpt").exists())
         kill(job.rank(1))
         job.ends_within(15)

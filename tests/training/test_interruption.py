@@ -22,7 +22,7 @@ from distrib.training.memory import memory_exhausted, memory_sentence
 
 from .comparing import DECODING, STEPS_AN_EPOCH, at, checkpoints, differences, training
 from .forked import Harm, Job, Server
-from .jobs import started
+from .jobs import under_torchrun
 from .launching import rows
 
 WRITING = "distrib.runtime.checkpoints.store:write_file"
@@ -286,7 +286,7 @@ def test_all_say_why_they_end_though_torchrun_ends_whoever_is_left(lines_arrow: 
     attempt.mkdir()
     words = training(lines_arrow, run, processes=2, epochs=500)
     variables = {ATTEMPT_VARIABLE: str(attempt)}
-    with started(2, *words, printed=tmp_path / "printed", variables=variables) as job:
+    with under_torchrun(2, *words, printed=tmp_path / "printed", variables=variables) as job:
         job.wait_for((run / "last.ckpt").exists)
         os.kill(job.rank(1), signal.SIGUSR2)
         job.ends_within(30)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,40 +11,12 @@ from pathlib import Path
 import pytest
 
 from .conftest import TINY_SPEC
+from .forked import Server
+from .jobs import on_two_nodes
 from .launching import environment, rows, run
 
 FEW = ["-f", "binary", "-B", 4, "-q", "fixed", "-N", 1, "-s", TINY_SPEC]
 CPU = ["-d", "cpu", "--workers", 0]
-
-
-def on_two_nodes(folders: list[Path], *arguments: object) -> list[subprocess.CompletedProcess[str]]:
-    """Two processes, each a node of its own in a working folder of its own, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank, folder in enumerate(folders):
-        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "GROUP_RANK": rank}
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "distrib", *map(str, arguments)],
-                cwd=folder,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env={**environment(), **{name: str(value) for name, value in {**place, **meeting}.items()}},
-            )
-        )
-    try:
-        printed = [process.communicate(timeout=120) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [
-        subprocess.CompletedProcess(process.args, process.returncode, *both)
-        for process, both in zip(started, printed, strict=True)
-    ]
 
 
 @pytest.mark.slow
@@ -67,12 +38,12 @@ def test_a_node_with_another_run_directory_is_named_before_any_work(
 
 
 @pytest.fixture
-def few_open_files() -> Iterator[None]:
+def few_open_files(server: Server) -> Iterator[None]:
     """What is started has the limit of a careless site."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (512, limits[1]))
+    limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (512, limits[1]))
     yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.mark.slow

@@ -58,14 +58,14 @@ def damage(path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_with_reader_processes_killed_by_the_system_ends_bit_identical(
-    lines_arrow: Path, tmp_path: Path
+    server: Server, lines_arrow: Path, tmp_path: Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = ["-N", 3, "-F", 0.4, "--accumulate-grad-batches", 3]
-    subprocess.run(command(1, *_train(lines_arrow, whole, *options)), check=True)
+    server.run(*_train(lines_arrow, whole, *options))
     started = _train(lines_arrow, killed, *options)
     assert run_until(1, lambda: (killed / "last.ckpt").exists(), *started)
-    subprocess.run(command(1, "train", "--resume", killed), check=True)
+    server.run("train", "--resume", killed)
     assert unlike(whole / "last.ckpt", killed / "last.ckpt") == []
     assert not list(killed.glob(".*.part"))
 

@@ -58,7 +58,7 @@ def within_lines(
     similar = context @ targets.transpose(1, 2)
     sketch = _sketch(targets)
     others = sketch.gather(1, drawn.flatten(1)[:, :, None].expand(-1, -1, sketch.shape[2]))
-    weights = _weights(sketch, others.view(*drawn.shape, -1))
+    weights = _weights(sketch, others.view(*drawn.shape, sketch.shape[2]))
     positive = similar.diagonal(dim1=1, dim2=2)
     return _choice(positive, similar.gather(2, drawn), weights, real, temperature=temperature)
 
