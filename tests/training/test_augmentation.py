@@ -385,6 +385,24 @@ def test_every_kind_of_bending_happens_within_its_bounds() -> None:
 # What the ink looks like
 
 
+@pytest.mark.parametrize("kind", ["strokes", "blur", "tone", "noise", "warp"])
+def test_ink_at_the_end_of_a_line_does_not_run_into_the_padding(kind: str) -> None:
+    """A later distortion would else carry it back into the line, in wide batches only."""
+    widths = np.array([100])
+    image = torch.ones((1, 1, 40, 130))
+    image[..., 100:] = 0
+    tone = Tone(np.zeros(1), np.full((1, 90), 0.2), np.full((1, 90), 0.9), np.array([40.0]))
+    result = {
+        "strokes": lambda: change_strokes(image, widths, np.array([0.8])),
+        "blur": lambda: blur(image, widths, np.array([[1.5, 1.5]])),
+        "tone": lambda: change_tone(image, widths, tone),
+        "noise": lambda: add_noise(image, widths, Draws(0, 0, widths), np.array([0.1])),
+        "warp": lambda: warped(image, widths, shift_x=[-0.3]),
+    }[kind]()
+    assert not result[..., 100:].any()
+    assert result[..., 99].any()
+
+
 def test_blur_lowers_the_energy_of_edges_and_keeps_the_ink() -> None:
     image, widths = one_line()
     result = blur(image, widths, np.array([[1.5, 0.8]]))

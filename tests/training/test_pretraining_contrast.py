@@ -49,7 +49,9 @@ def columns(seed: int = 0, dimensions: int = 16) -> tuple[Tensor, Tensor, Tensor
     return context, targets, real, torch.tensor([5, 6, 7, 8])
 
 
-def compare(context: Tensor, targets: Tensor, real: Tensor, keys: Tensor, temperature: float = 0.1) -> Contrast:
+def compare(
+    context: Tensor, targets: Tensor, real: Tensor, keys: Tensor, temperature: float = 0.1
+) -> Contrast:
     return within_lines(context, targets, real, keys, negatives=K, temperature=temperature)
 
 
@@ -147,17 +149,13 @@ def test_a_pool_of_one_process_holds_columns_of_all_lines_but_never_padding() ->
     context, targets, real, keys = columns()
     targets = unit(targets)
     targets[~real] = 7.0
-    pool, filled = share_columns(
-        targets, real, keys[:1], negatives=K, processes=Processes(Topology())
-    )
+    pool, filled = share_columns(targets, real, keys[:1], negatives=K, processes=Processes(Topology()))
     assert pool.shape == (4 * K, 16)
     assert filled.all()
     assert pool.max() < 2
     near = (pool[:, None] - targets[real]).abs().amax(dim=2).argmin(dim=1)
     assert set(near.tolist()) == set(range(int(real.sum())))
-    found = against_pool(
-        context, targets, real, keys, pool, filled=filled, negatives=K, temperature=0.1
-    )
+    found = against_pool(context, targets, real, keys, pool, filled=filled, negatives=K, temperature=0.1)
     for own in range(9):
         drawn = draw_below(keys[:1], 9 * K, torch.tensor([4 * K]))[0].view(9, K)[own]
         chosen = torch.stack([each for each in pool[drawn] if not torch.allclose(each, targets[0, own])])
@@ -171,10 +169,15 @@ def test_slots_that_nobody_filled_are_not_drawn() -> None:
     context, targets, real, keys = columns()
     pool = torch.cat([torch.full((5, 16), 9.0), unit(targets[0, :6])])
     filled = torch.arange(11) >= 5
-    found = against_pool(
-        context, targets, real, keys, pool, filled=filled, negatives=K, temperature=0.1
-    )
+    found = against_pool(context, targets, real, keys, pool, filled=filled, negatives=K, temperature=0.1)
     spoilt = against_pool(
-        context, targets, real, keys, pool * filled[:, None] * 1.0, filled=filled, negatives=K, temperature=0.1
+        context,
+        targets,
+        real,
+        keys,
+        pool * filled[:, None] * 1.0,
+        filled=filled,
+        negatives=K,
+        temperature=0.1,
     )
     assert torch.equal(found.losses, spoilt.losses)

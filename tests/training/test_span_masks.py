@@ -66,8 +66,8 @@ def test_the_spans_of_a_line_never_change() -> None:
 
 
 def test_about_the_share_asked_for_is_hidden() -> None:
-    features = torch.ones(200, 2, 1, 120)
-    hidden = hide_spans(features, torch.full((200,), 120), torch.arange(200), seed=1, epoch=0, share=0.3)
+    features = torch.ones(2000, 1, 1, 120)
+    hidden = hide_spans(features, torch.full((2000,), 120), torch.arange(2000), seed=1, epoch=0, share=0.3)
     columns = (hidden == 0).all(1)[:, 0]
     assert torch.equal(columns, (hidden == 0).any(1)[:, 0])
     assert float(columns[:, SPAN:-SPAN].double().mean()) == pytest.approx(0.3, abs=0.01)
