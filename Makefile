@@ -15,8 +15,9 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 # What takes longer: kill drills, many processes, gigabytes, the commands of the README. CI runs it as well.
+# Much of it waits, for schedulers and for time to pass: three at a time on two cores, the longest first.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from common import OURS, one_core, parser
 from curves import Curves, learn, learning_options
-from real_sets import SETS, compiled
+from real_sets import SETS, at_hand, compiled
 
 _READ_LOG = """
 import glob, json, sys
@@ -52,7 +52,7 @@ def main() -> None:
     peer: Sequence[str] = arguments.kraken or ()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for title in arguments.sets or SETS:
+        for title in at_hand(arguments.sets or SETS, arguments.data):
             training, validation = compiled(title, arguments.data, folder, program=peer or OURS)
             for seed in range(1, arguments.seeds + 1):
                 top = f"--workers 1 --threads 1 --seed {seed} train -f binary -B 8 -r 1e-3 -q fixed"

@@ -89,7 +89,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     import torch
 
-    from distrib.config.sections import DEFAULT_SPEC
+    from distrib.config.choices import DEFAULT_SPEC
     from distrib.model.vgsl import VGSLNetwork, recognition_spec
     from distrib.training.augmentation import Augmentation
 

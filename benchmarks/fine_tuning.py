@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common import OURS, one_core, parser
 from curves import Curves, best_weights, learn, learning_options
-from real_sets import SETS, compiled
+from real_sets import SETS, at_hand, compiled
 
 _ERRORS = re.compile(r"(\d+)\s+Errors", re.IGNORECASE)
 
@@ -42,7 +42,7 @@ def main() -> None:
     curves = Curves(arguments.keep)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for title in arguments.sets or SETS:
+        for title in at_hand(arguments.sets or SETS, arguments.data):
             training, validation = compiled(title, arguments.data, folder, program=OURS)
             for seed in range(1, arguments.seeds + 1):
                 top = f"--workers 1 --threads 1 --seed {seed} train -f binary -B 8 -r 1e-3 -q fixed"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common import OURS, parser
 from curves import Curves, learn, learning_options
-from real_sets import SETS, compiled
+from real_sets import SETS, at_hand, compiled
 
 OPTIONS = {
     "plain": "",
@@ -37,7 +37,7 @@ def main() -> None:
     curves = Curves(arguments.keep)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for title in arguments.sets or SETS:
+        for title in at_hand(arguments.sets or SETS, arguments.data):
             training, validation = compiled(title, arguments.data, folder, program=OURS)
             for seed in range(1, arguments.seeds + 1):
                 for what in arguments.options:

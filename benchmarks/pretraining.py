@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common import OURS, parser
 from curves import Curves, best_weights, learn, learning_options
-from real_sets import SETS, compiled, tenth
+from real_sets import SETS, at_hand, compiled, tenth
 
 
 def pretrained(before: Sequence[object], train: Sequence[object], run: Path) -> list[float]:
@@ -36,7 +36,7 @@ def main() -> None:
     curves = Curves(arguments.keep)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for title in arguments.sets or list(SETS)[:2]:
+        for title in at_hand(arguments.sets or list(SETS)[:2], arguments.data):
             training, validation = compiled(title, arguments.data, folder, program=OURS)
             labelled = tenth(title, arguments.data, folder, program=OURS)
             for seed in range(1, arguments.seeds + 1):

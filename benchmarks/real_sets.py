@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,17 @@ SETS = {
     "print16-alto": RealSet(folder="print16-alto", pattern="**/*.xml", format="xml", nth=5),
     "hand-fr-page-alto": RealSet(folder="hand-fr-page-alto", pattern="*.page.xml", format="xml", nth=4),
 }
+
+
+def at_hand(names: Iterable[str], data: Path) -> list[str]:
+    """Those of the sets that are there; of the others it is said."""
+    found = []
+    for name in names:
+        if SETS[name].files(data)[1]:
+            found.append(name)
+        else:
+            print(f"{name}: not in {data}")
+    return found
 
 
 def compiled(name: str, data: Path, folder: Path, *, program: Sequence[str]) -> tuple[Path, Path]:

@@ -12,6 +12,31 @@ from .training.forked import end_shared
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
+_LONG = (
+    "launchers/ray",
+    "launchers/slurm",
+    "test_readme.py",
+    "training/test_strategies.py",
+    "training/test_kill_drill.py",
+    "launchers/local",
+    "runtime/test_deepspeed.py",
+    "runtime/test_fully_sharded.py",
+    "training/test_elastic.py",
+    "training/test_exact_validation.py",
+    "training/test_train_command.py",
+)
+"""Folders and files that take a minute or more, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes begins first: in the end no worker is alone with it."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.as_posix()
+        return next((number for number, name in enumerate(_LONG) if f"/{name}" in path), len(_LONG))
+
+    items.sort(key=place)
+
 
 def _beside_checkout(name: str, marker: str) -> Path:
     """A folder beside the checkout; without it a test is skipped, or fails where CI demands it."""

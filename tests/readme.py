@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from distrib.config.sections import Train
+from distrib.config.learning import Train
 from distrib.config.values import make_section
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ from distrib.files import written_whole
 from distrib.wording import plural, size
 
 if TYPE_CHECKING:
-    from distrib.config.sections import DataFormat, LineTypeName
+    from distrib.config.choices import DataFormat, LineTypeName
     from distrib.runtime.processes import Processes
     from distrib.shards.compiling.compile import CompileJob, CompileSummary
     from distrib.shards.storage import ShardStorage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distrib.config.sections import Learning
+from distrib.config.learning import Learning
 from distrib.runtime.devices import torch_device
 from distrib.runtime.preflight.limits import HandedOver
 from distrib.runtime.preflight.stages import Needs

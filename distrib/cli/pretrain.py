@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from distrib.cli.options import require_sources, section_command
 from distrib.cli.running import run_learning
-from distrib.config.sections import Globals, Pretrain
+from distrib.config.learning import Pretrain
+from distrib.config.sections import Globals
 
 
 @section_command("pretrain")

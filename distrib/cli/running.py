@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from distrib.config.experiment import STORED_NAME, dump_experiment, run_directory_of, stored_options
-from distrib.config.sections import Globals, Learning, Pretrain, Train
+from distrib.config.learning import Learning, Pretrain, Train
+from distrib.config.sections import Globals
 from distrib.errors import InputError
 from distrib.files import written_whole
 from distrib.wording import plural

@@ -16,7 +16,8 @@ import click
 
 from distrib.cli.display import progress
 from distrib.cli.options import require_sources, section_command
-from distrib.config.sections import Globals, LineTypeName, Test
+from distrib.config.choices import LineTypeName
+from distrib.config.sections import Globals, Test
 from distrib.errors import InputError
 from distrib.files import check_output, write_error, written_whole
 from distrib.wording import plural

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from distrib.cli.options import require_sources, section_command
 from distrib.cli.running import run_learning
-from distrib.config.sections import Globals, Train
+from distrib.config.learning import Train
+from distrib.config.sections import Globals
 
 
 @section_command("train")

@@ -112,6 +112,7 @@ def stored_options(options: Any) -> Any:
         training_data=_absolute(options.training_data),
         evaluation_data=_absolute(options.evaluation_data),
         ground_truth=tuple(map(str, _absolute(options.ground_truth))),
+        log_dir=None if options.log_dir is None else options.log_dir.absolute(),
     )
 
 

@@ -23,7 +23,9 @@ class Bookkeeping(Callback):
     last validation's accuracy, at most 1.
     """
 
-    def __init__(self, directory: Path, *, stopping: EarlyStopping | Annealing | None, stream: TrainingLoader) -> None:
+    def __init__(
+        self, directory: Path, *, stopping: EarlyStopping | Annealing | None, stream: TrainingLoader
+    ) -> None:
         self._metrics = JsonLines(directory / "metrics.jsonl")
         self.stopping = stopping
         self._stream = stream

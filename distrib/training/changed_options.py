@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from distrib.config.sections import Learning
+from distrib.config.learning import Learning
 from distrib.errors import InputError
 
 _SETTINGS = {"momentum": "momentum", "weight_decay": "weight_decay"}

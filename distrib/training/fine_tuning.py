@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distrib.config.sections import DEFAULT_SPEC, Train
+from distrib.config.choices import DEFAULT_SPEC
+from distrib.config.learning import Train
 from distrib.errors import InputError
 from distrib.model.coreml import refuse_unfit
 from distrib.model.grammar import parse_spec

@@ -7,7 +7,6 @@ import struct
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar, Literal, NoReturn
 
@@ -17,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from distrib.config.sections import Learning
+from distrib.config.learning import Learning
 from distrib.errors import KetosError, RunError
 from distrib.model.weights import RecognitionModel
 from distrib.runtime.processes import Processes
@@ -28,31 +27,12 @@ from distrib.training.interruption import Interruption, StopRequested
 from distrib.training.last_good import last_good
 from distrib.training.optimization import make_optimizer
 from distrib.training.schedules import LearningRates, Place, base_rate
+from distrib.training.step import StepFacts, blank_line, columns_of, on_device, size_of
 from distrib.training.trained import Trained
 from distrib.training.unusable_lines import UnusableLines, Where
 
 _FAILED_SAVES = 3
 """Failed saves in a row after which a run is not worth going on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepFacts:
-    """A global step over all processes: lines trained on, unusable ones, columns with and without padding.
-
-    ``loss`` is the mean over its units, on the device; ``lrate`` the learning rate of the step; ``used`` and
-    ``unused`` are this process's lines. ``skipped`` is True where the gradient was not finite, so that
-    nothing was learned.
-    """
-
-    lines: int
-    bad: int
-    columns: int
-    padded_columns: int
-    loss: torch.Tensor
-    lrate: float
-    used: list[int]
-    unused: list[int]
-    skipped: bool
 
 
 class Learner(pl.LightningModule):
@@ -180,7 +160,7 @@ class Learner(pl.LightningModule):
         used = [line for each in micro_batches for line in each.lines.tolist()]
         unused = [bad.line for each in micro_batches for bad in each.bad]
         own_units = sum(self.units(each, place) for each in micro_batches if len(each.lines))
-        numbers = [len(used), len(unused), *_columns(micro_batches), own_units]
+        numbers = [len(used), len(unused), *columns_of(micro_batches), own_units]
         lines, bad, columns, padded, units = self._agree(numbers)
         loss_sum, learned = torch.zeros((), device=self.device), True
         lrate = self.rates.rate(place)
@@ -268,7 +248,7 @@ class Learner(pl.LightningModule):
             self.blank_pass()
         if not len(batch.lines):
             return
-        self.computing = _size(batch)
+        self.computing = size_of(batch)
         self.validate(batch)
         self.computing = None
 
@@ -306,8 +286,8 @@ class Learner(pl.LightningModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Images and labels go to the device; widths stay, packed sequences want them on the CPU."""
         if isinstance(batch, StepBatch):
-            return batch._replace(micro_batches=[_on_device(each, device) for each in batch.micro_batches])
-        return _on_device(batch, device)
+            return batch._replace(micro_batches=[on_device(each, device) for each in batch.micro_batches])
+        return on_device(batch, device)
 
     def _gather_gradient(self, micro_batches: Sequence[LineBatch], place: Place, units: int) -> torch.Tensor:
         """Backpropagate this process's part of the step's loss; returns its sum over the part's units.
@@ -321,7 +301,7 @@ class Learner(pl.LightningModule):
         # Gradients are averaged over processes, and the mean wanted is that over units.
         weight = self.processes.topology.world_size / units
         for number, batch in enumerate(micro_batches, start=1):
-            self.computing = _size(batch)
+            self.computing = size_of(batch)
             with self.keeping.synchronized(number == len(micro_batches)):
                 loss = self.loss(batch, place) if len(batch.lines) else self._nothing(place)
                 self.manual_backward(loss * weight)
@@ -341,21 +321,7 @@ class Learner(pl.LightningModule):
         self.network(blank.images.to(dtype_of(self.network)), blank.widths)
 
     def _blank(self) -> LineBatch:
-        """An empty line that is wide enough."""
-        _, channels, height, _ = self.network.input_shape
-        images = torch.zeros((1, channels, height or 8, self.blank_width()), dtype=torch.uint8)
-        none = torch.zeros(0, dtype=torch.int64)
-        one = torch.zeros(1, dtype=torch.int64)
-        return LineBatch(
-            images=images.to(self.device),
-            widths=torch.tensor([images.shape[3]]),
-            labels=none.to(self.device),
-            label_lengths=one,
-            required_steps=one,
-            lines=one,
-            texts=[""],
-            bad=[],
-        )
+        return blank_line(self.network, width=self.blank_width(), device=self.device)
 
     def blank_width(self) -> int:
         """Columns of a line that the loss can be computed of."""
@@ -440,20 +406,3 @@ class Learner(pl.LightningModule):
         """End all processes, which come here together, each knowing why: nothing is to be rescued."""
         self.settled = False
         self.processes.stop(RunError(reason))
-
-
-def _on_device(batch: LineBatch, device: torch.device) -> LineBatch:
-    return batch._replace(
-        images=batch.images.to(device, non_blocking=True), labels=batch.labels.to(device, non_blocking=True)
-    )
-
-
-def _size(batch: LineBatch) -> tuple[int, int]:
-    """Lines, and columns with padding."""
-    return len(batch.lines), int(batch.images.shape[3])
-
-
-def _columns(micro_batches: Sequence[LineBatch]) -> tuple[int, int]:
-    """Columns of the lines, and of the batches they are padded to."""
-    real = sum(int(each.widths.sum()) for each in micro_batches)
-    return real, sum(len(each.lines) * each.images.shape[3] for each in micro_batches)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from distrib.config.sections import Learning
+from distrib.config.learning import Learning
 from distrib.training.schedules import LearningRates, Place, WarmupUnit, validations_an_epoch
 
 Points = Sequence[tuple[float, float]]

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distrib.config.sections import Globals, Learning, Train
+from distrib.config.learning import Learning, Train
+from distrib.config.sections import Globals
 from distrib.config.sizes import parse_size
 from distrib.ground_truth.network_input import NetworkInput
 from distrib.ground_truth.text import TextPipeline

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from distrib.config.sections import Learning
+from distrib.config.learning import Learning
 from distrib.errors import InputError
 from distrib.files import write_error, written_whole
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from distrib.config.sections import Learning
+from distrib.config.learning import Learning
 
 _TEXTS: Final = re.compile(
     r"out of memory|can't allocate memory|not enough memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED", re.I

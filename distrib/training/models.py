@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distrib.config.sections import Learning, Train
+from distrib.config.learning import Learning, Train
 from distrib.errors import InputError
 from distrib.ground_truth.network_input import NetworkInput
 from distrib.model.codec import Codec

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from distrib.config.sections import Learning
+from distrib.config.learning import Learning
 from distrib.errors import InputError
 from distrib.training.lamb import Lamb
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 
-from distrib.config.sections import Globals, Learning, Train
+from distrib.config.learning import Learning, Train
+from distrib.config.sections import Globals
 from distrib.config.sizes import parse_size
 from distrib.errors import InputError
 from distrib.runtime.devices import check_precision

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from distrib.config.sections import Learning, Train
+from distrib.config.learning import Learning, Train
 from distrib.errors import InputError
 from distrib.ground_truth.text import TextPipeline
 from distrib.model.codec import Codec

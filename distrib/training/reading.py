@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from distrib.config.fields import info_of
-from distrib.config.sections import Test, Train
+from distrib.config.learning import Train
+from distrib.config.sections import Test
 from distrib.config.values import make_section
 from distrib.errors import InputError
 from distrib.ground_truth.text import TextPipeline

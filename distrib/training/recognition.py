@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from distrib.config.sections import Train
+from distrib.config.learning import Train
 from distrib.model.taps import FeatureTap
 from distrib.model.weights import RecognitionModel
 from distrib.runtime.processes import Processes

@@ -17,7 +17,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from distrib.config.experiment import dump_experiment, stored_options
-from distrib.config.sections import Learning, Pretrain, Train
+from distrib.config.learning import Learning, Pretrain, Train
 from distrib.errors import InputError, KetosError, OutOfMemory, PeerLost, Preempted, RunError, Unexpected
 from distrib.runtime.checkpoints.reader import open_checkpoint
 from distrib.runtime.checkpoints.record import best, newest_first

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from distrib.config.experiment import dump_experiment, stored_options
-from distrib.config.sections import Learning, Train
+from distrib.config.learning import Learning, Train
 from distrib.runtime.processes import Processes
 from distrib.stream.batches import StepBatch
 from distrib.training.learner import Learner

@@ -24,7 +24,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from distrib.config.sections import Learning
+from distrib.config.learning import Learning
 from distrib.errors import InputError
 from distrib.training.stopping import Annealing
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 
 from distrib.config.experiment import parse_experiment
-from distrib.config.sections import Globals, Learning, Pretrain, Train
+from distrib.config.learning import Learning, Pretrain, Train
+from distrib.config.sections import Globals
 from distrib.config.values import make_section
 from distrib.errors import InputError
 from distrib.model.weights import RecognitionModel

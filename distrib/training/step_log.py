@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import Callback
 
 from distrib.runtime.directory.json_lines import JsonLines
 from distrib.stream.batches import StepBatch
-from distrib.training.learner import Learner, StepFacts
+from distrib.training.learner import Learner
+from distrib.training.step import StepFacts
 
 _FLUSH_SECONDS = 2.0
 """Reading a loss waits for the device, so losses are read a few seconds at a time."""

@@ -93,7 +93,6 @@ def test_flags_reach_their_option(flags: list[str], key: str, value: object) -> 
         (["-d", "abacus", "train", "x.xml"], "--device abacus: unknown"),
         (["--precision", "16-mixed", "-d", "cpu", "train", "x.xml"], "float16 needs a GPU"),
         (["--seed", "-1", "train", "x.xml"], "`seed` (-s, --seed) is -1; it must be at least 0."),
-        (["pretrain", "x.xml"], "not yet available"),
         (["train", "missing.xml"], "missing.xml"),
         (["train", "-f", "binary", "missing.arrow"], "missing.arrow"),
     ],

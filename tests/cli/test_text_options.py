@@ -13,8 +13,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from distrib.cli.main import ketos
+from distrib.config.learning import Train
 from distrib.config.sections import Test as Options
-from distrib.config.sections import Train
 from distrib.errors import InputError
 from distrib.ground_truth.sample import write_sample
 from distrib.ground_truth.text import TextPipeline

@@ -11,7 +11,8 @@ import yaml
 from distrib.config import sections
 from distrib.config.experiment import dump_experiment, read_experiment
 from distrib.config.fields import info_of, types_of
-from distrib.config.sections import SECTIONS, Globals, Pretrain, Train
+from distrib.config.learning import Pretrain, Train
+from distrib.config.sections import SECTIONS, Globals
 from distrib.config.values import make_section
 from distrib.errors import InputError
 

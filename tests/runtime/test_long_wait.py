@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
 from distrib.errors import InputError
 from distrib.runtime.processes import Processes
 from distrib.runtime.topology import Topology
+
+from ..training.jobs import two_of
 
 WORKER = """
 import json, os, signal, sys, time
@@ -71,38 +70,24 @@ with module.joined(topology_of(os.environ), device="cpu") as processes:
         ("kill", "PeerLost", "Process 0 has ended while it was compiling the ground truth; its message"),
     ],
 )
-def test_the_others_wait_for_process_0_as_long_as_it_lives(end: str, kind: str, sentence: str) -> None:
+def test_the_others_wait_for_process_0_as_long_as_it_lives(
+    end: str, kind: str, sentence: str, tmp_path: Path
+) -> None:
     """Broken: a job that compiles for longer than a collective waits ends, and again at every attempt."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    first, second = (
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, end],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
-        )
-        for rank in range(2)
-    )
-    try:
-        out, err = second.communicate(timeout=60)
-    finally:
-        for process in (first, second):
-            process.kill()
+    with two_of(WORKER, tmp_path, end) as (first, second):
+        (code,) = second.wait(60)
+    out, err = second.output, second.stderr
     told = [json.loads(line) for line in out.splitlines()]
     assert len(told) == 3, err
     # It can leave, too, though a thread of its may still ask.
-    assert second.returncode == 7
+    assert code == 7
     assert told[0] is None
     assert told[1][:2] == ["PeerError", InputError.exit_code]
     assert told[2][0] == kind
     assert told[2][2].startswith(sentence)
     if kind == "TimeoutReached":
         assert told[2][2].endswith("; compile first.")
-    before = [json.loads(line) for line in first.communicate()[0].splitlines()]
+    before = [json.loads(line) for line in first.output.splitlines()]
     assert before == ["compiled", ["InputError", 2, "no such file"]]
 
 

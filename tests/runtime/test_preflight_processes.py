@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ..training.jobs import two_of
 
 WORKER = """
 import dataclasses, json, os, sys, time
@@ -110,36 +109,11 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(scratch: Path) -> tuple[Told, Told]:
+def told(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Told, Told]:
     """What happened in each case at rank zero and at rank one, each on a node of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, scratch],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "LOCAL_RANK": "0",
-                "LOCAL_WORLD_SIZE": "1",
-                "GROUP_RANK": str(rank),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            },
-        )
-        for rank in range(2)
-    ]
-    try:
-        printed = [process.communicate(timeout=60) for process in started]
-    finally:
-        for process in started:
-            process.kill()
+    nodes = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    with two_of(WORKER, tmp_path_factory.mktemp("program"), scratch, variables=nodes) as jobs:
+        printed = [(job.wait(60), job.output, job.stderr)[1:] for job in jobs]
     for out, err in printed:
         assert out, err
     first, second = (json.loads(out) for out, _ in printed)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +13,8 @@ import torch
 from distrib.errors import InputError, PeerError, RunError
 from distrib.runtime.processes import Processes, joined, peer_gone
 from distrib.runtime.topology import Topology
+
+from ..training.jobs import two_of
 
 WORKER = '''
 import json, os
@@ -68,41 +67,16 @@ with joined(topology_of(os.environ), device="cpu") as processes:
 '''
 
 
-def launch() -> list[subprocess.CompletedProcess[str]]:
+def launch(folder: Path) -> list[subprocess.CompletedProcess[str]]:
     """Two processes of ``WORKER``, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            },
-        )
-        for rank in range(2)
-    ]
-    try:
-        printed = [process.communicate(timeout=60) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [
-        subprocess.CompletedProcess(process.args, process.returncode, *both)
-        for process, both in zip(started, printed, strict=True)
-    ]
+    with two_of(WORKER, folder) as jobs:
+        codes = [job.wait(60)[0] for job in jobs]
+    ended = zip(jobs, codes, strict=True)
+    return [subprocess.CompletedProcess((), code, job.output, job.stderr) for job, code in ended]
 
 
-def test_two_processes_come_to_the_same_results_and_errors() -> None:
-    first, second = launch()
+def test_two_processes_come_to_the_same_results_and_errors(tmp_path: Path) -> None:
+    first, second = launch(tmp_path)
     told = [json.loads(process.stdout) for process in (first, second)]
     assert told[0][:3] == told[1][:3] == [[1.0, 1.0], [3.0, 3.0], ["a", "bb"]]
     assert [each[3] for each in told] == [0, 10]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,6 +17,8 @@ from distrib.runtime.directory.machine import ProcessIdentity, this_process
 from distrib.runtime.phases import Phases
 from distrib.runtime.stall_report import ReportFolder, StallReport, culprit_of, verdict_of
 from distrib.runtime.watchdog import Watch, Watchdog
+
+from ..training.jobs import two_of
 
 WORKER = """
 import os, signal, sys, time
@@ -51,27 +50,10 @@ with joined(topology_of(os.environ), device="cpu") as processes:
 
 def launch(run: Path, harm: str, limit: float = 1.5) -> list[tuple[int, str, int]]:
     """Exit code, stderr and pid of two processes of ``WORKER``, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     (run / "attempt").mkdir(parents=True)
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    place |= {"OMP_NUM_THREADS": "1", "KETOS_ATTEMPT": str(run / "attempt")}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(run), str(limit), harm],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **place, "RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    try:
-        printed = [process.communicate(timeout=60)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [(each.returncode, text, each.pid) for each, text in zip(started, printed, strict=True)]
+    variables = {"KETOS_ATTEMPT": str(run / "attempt")}
+    with two_of(WORKER, run, run, limit, harm, variables=variables) as jobs:
+        return [(job.wait(60)[0], job.stderr, job.pids[0]) for job in jobs]
 
 
 def test_a_process_stuck_in_a_read_is_named_with_the_stacks_of_all(tmp_path: Path) -> None:

@@ -271,7 +271,7 @@ def _start(order: dict[str, Any]) -> list[int]:
 
 def _be(order: dict[str, Any], place: dict[str, str]) -> None:
     """Become a process of the job."""
-    code: Any = 70
+    code: Any = 1 if order["script"] else 70  # ketos itself leaves no exception
     try:
         os.setsid()
         printed = os.open(order["printed"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,11 +28,39 @@ def started(
         job.kill()
 
 
-def on_two_nodes(folders: Sequence[Path], *arguments: object) -> list[subprocess.CompletedProcess[str]]:
-    """Two processes, each a node of its own in a working folder of its own, by rank; they must end."""
+def meeting_place() -> dict[str, str]:
+    """Where processes of a job find each other, by torchrun's variables."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+
+
+@contextmanager
+def two_of(
+    program: str, folder: Path, *words: object, variables: Mapping[str, str] | None = None
+) -> Iterator[list[forked.Job]]:
+    """Two processes of a program in Python, by rank, started and looked after one by one.
+
+    The program lies in ``folder`` meanwhile, and the streams of each are kept apart.
+    """
+    script = folder / "program.py"
+    script.write_text(program, encoding="utf-8")
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", **meeting_place(), **(variables or {})}
+    jobs = []
+    try:
+        for rank in ("0", "1"):
+            place = {"RANK": rank, "LOCAL_RANK": rank, **common}
+            jobs.append(forked.shared().start(*words, script=script, variables=place, apart=True))
+        yield jobs
+    finally:
+        for job in jobs:
+            job.kill()
+        script.unlink()
+
+
+def on_two_nodes(folders: Sequence[Path], *arguments: object) -> list[subprocess.CompletedProcess[str]]:
+    """Two processes, each a node of its own in a working folder of its own, by rank; they must end."""
+    meeting = meeting_place()
     jobs = []
     for rank, folder in enumerate(folders):
         place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}

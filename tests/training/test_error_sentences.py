@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from distrib.config.sections import Train
+from distrib.config.learning import Train
 from distrib.errors import KetosError, OutOfMemory, PeerLost, Unexpected
 from distrib.training.memory import memory_exhausted, memory_sentence
 from distrib.training.run import _explained

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distrib.config.sections import Globals, Train
+from distrib.config.learning import Train
+from distrib.config.sections import Globals
 from distrib.errors import InputError, RunError
 from distrib.model import weights as weights_module
 from distrib.model.codec import Codec

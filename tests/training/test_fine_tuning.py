@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from distrib.config.sections import DEFAULT_SPEC, Train
+from distrib.config.choices import DEFAULT_SPEC
+from distrib.config.learning import Train
 from distrib.errors import InputError
 from distrib.model.codec import Codec
 from distrib.model.vgsl import VGSLNetwork

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distrib.config.sections import Train
+from distrib.config.learning import Train
 from distrib.runtime.checkpoints.record import newest_first
 from distrib.runtime.directory.endings import ATTEMPT_VARIABLE, Ending, read_endings
 from distrib.runtime.directory.lease_file import Holder, LeaseFile, lease_in_force

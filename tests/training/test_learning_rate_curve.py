@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from distrib.config.sections import Pretrain, Train
+from distrib.config.learning import Pretrain, Train
 from distrib.training.learning_rate_curve import curve, curve_svg, epochs_shown, rate_summary
 from distrib.training.schedules import LearningRates, Place
 

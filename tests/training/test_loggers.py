@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from distrib.config.sections import Pretrain, Train
+from distrib.config.learning import Pretrain, Train
 from distrib.errors import InputError
 from distrib.ground_truth.network_input import NetworkInput
 from distrib.stream.lines import open_collection

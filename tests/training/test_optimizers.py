@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distrib.config.sections import Train
+from distrib.config.learning import Train
 from distrib.errors import InputError
 from distrib.training.lamb import Lamb
 from distrib.training.optimization import check_optimizer, make_optimizer

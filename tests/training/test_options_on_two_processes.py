@@ -32,19 +32,20 @@ OPTIONS: tuple[object, ...] = (
     *("--freeze-backbone", FROZEN_LINES, "--augment", "--weight-decay", 0.01),
 )
 
-STEP = "distrib.training.recognition:RecognitionModule.loss"
-"""Called once a step by each process."""
+LOSS = "distrib.training.recognition:RecognitionModule.loss"
+"""Called once a micro-batch by each process, of which it has two a step."""
 
 STRATEGIES = [
-    "ddp",
-    "fsdp",
-    pytest.param("deepspeed_stage_2", marks=pytest.mark.deepspeed),
-    pytest.param("deepspeed_stage_3", marks=pytest.mark.deepspeed),
+    pytest.param("ddp", 1),
+    pytest.param("fsdp", 2),
+    pytest.param("deepspeed_stage_2", 1, marks=pytest.mark.deepspeed),
+    pytest.param("deepspeed_stage_3", 2, marks=pytest.mark.deepspeed),
 ]
+"""And the processes that go on."""
 
 
-def _words(data: Path, run: Path, strategy: str, processes: int) -> list[object]:
-    batches = ["-B", LINES // processes, "--global-batch-size", LINES, "-q", "fixed", "-N", 2, "-p", 0.75]
+def _words(data: Path, run: Path, strategy: str, *, lines: int) -> list[object]:
+    batches = ["-B", lines, "--global-batch-size", LINES, "-q", "fixed", "-N", 2, "-p", 0.75]
     saving = ["--save-steps", 1, "--keep-last", STEPS]
     words = ["train", "-f", "binary", "-s", SPEC, *batches, *saving, *OPTIONS, "--strategy", strategy]
     return ["-d", "cpu", "--workers", 0, "--seed", 5, *words, "-o", run, data]
@@ -81,7 +82,7 @@ def _moved_by_step(run: Path) -> dict[int, bool]:
 def one(server: Server, lines_arrow: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process."""
     run = tmp_path_factory.mktemp("one") / "run"
-    server.run(*_words(lines_arrow, run, "ddp", 1))
+    server.run(*_words(lines_arrow, run, "ddp", lines=LINES))
     return run
 
 
@@ -102,16 +103,16 @@ def test_the_average_is_exported_and_the_shortcut_is_not(one: Path) -> None:
     assert "weights/extra.shortcut.co.weight" in state
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("strategy", "processes"), STRATEGIES)
 def test_two_processes_do_what_one_does_also_when_they_are_killed(
-    server: Server, lines_arrow: Path, one: Path, tmp_path: Path, strategy: str
+    server: Server, lines_arrow: Path, one: Path, tmp_path: Path, strategy: str, processes: int
 ) -> None:
-    """Killed in the frozen time they go on by two; an average or a freeze lost with it would show."""
+    """In the frozen time: an average or a freeze that is lost with them would show."""
     run = tmp_path / "run"
-    killed = [Harm(place=STEP, calls=(6,), do="kill", rank=None)]
-    job = server.start(*_words(lines_arrow, run, strategy, 2), processes=2, harm=killed)
+    killed = [Harm(place=LOSS, calls=(11,), do="kill", rank=None)]
+    job = server.start(*_words(lines_arrow, run, strategy, lines=1), processes=2, harm=killed)
     assert set(job.wait()) == {-9}, job.output
-    server.run("-d", "cpu", "--workers", 0, "train", "--resume", run, processes=2)
+    server.run("-d", "cpu", "--workers", 0, "train", "--resume", run, processes=processes)
     losses, expected = _losses(run), _losses(one)
     assert losses.keys() == set(range(STEPS))
     assert [losses[step] for step in range(STEPS)] == pytest.approx(

@@ -1,4 +1,4 @@
-"""The contrastive loss is that of its definition, and the padding, the positive and its like are no negatives."""
+"""The contrastive loss is that of its definition; padding, the target and its like are no negatives."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_collapse_is_no_solution_and_gives_no_gradient() -> None:
 
 
 def test_rounding_of_features_does_not_change_which_negatives_count() -> None:
-    """Features differ in the last bits with the batch they are in; a threshold there would decide the loss."""
+    """Features differ in the last bits with the batch they are in, which must not decide about the loss."""
     context, targets, real, keys = columns(dimensions=64)
     targets = targets[:, :1] + torch.randn(targets.shape) * torch.logspace(-5, -1, 9)[:, None]
     noise = 1 + 2e-7 * torch.randn(targets.shape)

@@ -1,4 +1,4 @@
-"""Masks fall on a line's own columns, follow from the line alone, and leave something to see and to predict."""
+"""Masks fall on a line's own columns, follow from the line alone, and leave something to see."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from distrib.config.sections import Pretrain
+from distrib.config.learning import Pretrain
 from distrib.errors import InputError
 from distrib.model.pretrained import NO_ALPHABET
 from distrib.model.vgsl import VGSLNetwork

@@ -141,9 +141,8 @@ def test_lines_without_text_are_pretrained_on(
         data = ["-f", "path", *sorted((tmp_path / "images").glob("*.png"))]
     printed = server.run(*words(tmp_path / "run", "-N", 1, *data))
     trained = sum(row["lines"] for row in rows(tmp_path / "run" / "steps.jsonl"))
-    held = before - trained
-    assert f"training on {trained} lines, validating on {held} line" in printed
-    assert 0 < held < before / 2
+    assert f"training on {trained} lines, validating on " in printed
+    assert before > trained > 0.7 * before
 
 
 def test_pretraining_goes_on_from_weights_of_any_kind(
@@ -198,7 +197,7 @@ def test_two_processes_walk_the_curve_of_one(
 
 @pytest.mark.slow
 def test_negatives_of_all_processes(server: Server, sample: Path, done: Path, tmp_path: Path) -> None:
-    """A process that has no lines left in a step takes part all the same; the validation is that of `line`."""
+    """A process that has no lines left in a step takes part all the same, or nobody would ever answer."""
     run = tmp_path / "run"
     batches = ["-B", 1, "--global-batch-size", 3]  # two processes share three lines
     server.run(*words(run, "--negatives", "all", *batches, *images(sample)), processes=2)

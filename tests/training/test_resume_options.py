@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distrib.config.sections import Train
+from distrib.config.learning import Train
 from distrib.errors import InputError
 from distrib.runtime.checkpoints.reader import open_checkpoint
 from distrib.training.changed_options import ChangedOptions, refuse_changed_model

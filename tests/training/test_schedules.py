@@ -13,7 +13,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from distrib.config.sections import Learning, Pretrain, Train
+from distrib.config.learning import Learning, Pretrain, Train
 from distrib.errors import InputError
 from distrib.training.schedules import (
     LearningRates,

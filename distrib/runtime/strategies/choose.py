@@ -35,7 +35,8 @@ def check_strategy(strategy: str, *, offload: str, precision: str, device: str, 
 
         if optimizer == "Lamb":
             raise InputError(
-                "--optimizer Lamb looks at whole parameters, which fsdp divides; use another one, or --strategy ddp."
+                "--optimizer Lamb looks at whole parameters, which fsdp divides; use another one, or "
+                "--strategy ddp."
             )
         check_fully_sharded(device)
     if strategy.startswith("deepspeed"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from distrib.config.sections import Pretrain
+from distrib.config.learning import Pretrain
 from distrib.errors import InputError
 from distrib.ground_truth.network_input import NetworkInput
 from distrib.model.coreml import refuse_unfit

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from distrib.config.sections import Pretrain
+from distrib.config.learning import Pretrain
 from distrib.model.resize import ctc_layer
 from distrib.model.weights import RecognitionModel
 from distrib.runtime.processes import Processes

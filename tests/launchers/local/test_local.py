@@ -16,6 +16,8 @@ import pytest
 from distrib.runtime.directory.events import EVENTS, read_events
 from launchers.plan import read_plan
 
+from ...training.forked import shared
+
 pytestmark = pytest.mark.slow
 
 _WAIT = 240.0
@@ -141,17 +143,21 @@ def test_a_detached_run_is_seen_waited_for_and_cancelled_by_its_directory(
 
 
 _OUT_OF_MEMORY = """
-import torch
-from distrib.training.recognition import RecognitionModule as Module
+import sys
 
-_loss = Module.loss
+# Not in the programs that start the processes of the run, and have the same environment.
+if sys.orig_argv[sys.orig_argv.index("-m") + 1] == "distrib":
+    import torch
+    from distrib.training.recognition import RecognitionModule as Module
 
-def loss(self, batch, place):
-    if len(batch.lines) > 1:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-    return _loss(self, batch, place)
+    _loss = Module.loss
 
-Module.loss = loss
+    def loss(self, batch, place):
+        if len(batch.lines) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return _loss(self, batch, place)
+
+    Module.loss = loss
 """
 
 
@@ -162,13 +168,12 @@ def test_where_memory_does_not_suffice_a_smaller_batch_walks_the_same_curve(
     patch.mkdir()
     (patch / "sitecustomize.py").write_text(_OUT_OF_MEMORY, encoding="utf-8")
     run, free = tmp_path / "run", tmp_path / "free"
-    launch = ["--config", experiment, "launch", "local"]
-    bounded = [*launch, "--env", f"PYTHONPATH={patch}"]
-    words = ["--", "train", "-N", 1, "-B", 2, launch_lines, "-o"]
-    told = _ketos(*bounded, "--auto-batch", *words, run)
+    bounded = ["launch", "local", "--env", f"PYTHONPATH={patch}", "--auto-batch", "--"]
+    words = ["train", "-N", 1, "-B", 2, launch_lines, "-o"]
+    told = _ketos("--config", experiment, *bounded, *words, run)
     assert "out of memory" in told.lower()
     assert _causes(run) == ["memory", "done"]
-    _ketos(*launch, *words, free)
+    shared().run("--config", experiment, *words, free)
     losses = [
         [json.loads(row)["loss"] for row in (each / "steps.jsonl").read_text().splitlines()]
         for each in (run, free)
