@@ -71,8 +71,8 @@ class Learning:
         "early",
         "-q",
         "--quit",
-        help="When to stop: early, when the score stalls; fixed, after --epochs; aneal, when it stalls, after "
-        "cooling the learning rate down once.",
+        help="When to stop: early, when the score stalls; fixed, after --epochs; aneal, when it stalls, "
+        "after cooling the learning rate down once.",
     )
     epochs: int = option(-1, "-N", "--epochs", minimum=-1, help="Epochs to train for; -1: no limit.")
     min_epochs: int = option(0, "--min-epochs", minimum=0, help="Epochs before early stopping may stop.")

@@ -46,4 +46,9 @@ def check_options(options: Learning, globals_: Globals) -> None:
             "--weights-format coreml needs the package coremltools: pip install 'ketos-distrib[coreml]'."
         )
     check_rates(options)
+    if isinstance(options, Pretrain) and not 0 < options.mask_prob < 1:
+        raise InputError(
+            f"--mask-probability {options.mask_prob:g}: give a number between 0, which would hide nothing, "
+            "and 1, which would leave nothing to see."
+        )
     check_optimizer(options)

@@ -30,6 +30,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [Path(shutil.copy(image, root)) for image in found]
 
 
+def with_text(folder: Path) -> list[Path]:
+    write_sample(folder / "with-text", pairs=4, pages=1)
+    return sorted((folder / "with-text" / "lines").glob("*.png"))
+
+
 def refusal(tmp_path: Path, *arguments: object) -> str:
     run = tmp_path / "run"
     result = invoke("pretrain", *FEW, "-o", run, *arguments)
@@ -74,12 +79,12 @@ def test_a_mask_wider_than_the_shortest_line(images: list[Path], tmp_path: Path)
     """Which line, how wide it is, and what to do; whichever side it is on."""
     short = tmp_path / "short.png"
     Image.new("L", (24, 16), 255).save(short)
-    sentence = refusal(tmp_path, "-f", "path", "-s", SPEC, "-mw", 20, "--pad", 0, *images, short)
-    assert "--mask-width 20: 1 training line is narrower" in sentence
+    sentence = refusal(tmp_path, "-f", "path", "-s", SPEC, "-mw", 8, "--pad", 0, *images, short)
+    assert "--mask-width 8: 1 training line is narrower" in sentence
     assert "6 columns" in sentence
     assert "short.png" in sentence
     (tmp_path / "held.txt").write_text(str(short))
-    options = ["-f", "path", "-s", SPEC, "-mw", 20, "--pad", 0, "-e", tmp_path / "held.txt"]
+    options = ["-f", "path", "-s", SPEC, "-mw", 8, "--pad", 0, "-e", tmp_path / "held.txt"]
     sentence = refusal(tmp_path / "held", *options, *images)
     assert "1 validation line is narrower" in sentence
 
@@ -90,8 +95,8 @@ def test_data_without_images(images: list[Path], tmp_path: Path) -> None:
     text.write_text("text")
     assert "Nothing to compile" in refusal(tmp_path / "1", "-f", "path", "-s", SPEC, text)
     page = tmp_path / "0001.xml"
-    shutil.copy(images[0].parent / "sample" / "page" / "0001.xml", page)
-    sentence = refusal(tmp_path / "2", "-f", "page", "-s", SPEC, page)
+    shutil.copy(images[0].parent / "sample" / "alto" / "0001.xml", page)
+    sentence = refusal(tmp_path / "2", "-f", "alto", "-s", SPEC, page)
     assert "Nothing to compile (missing image)" in sentence
     assert "No training data given" in refusal(tmp_path / "3", "-f", "path", "-s", SPEC)
 
@@ -103,6 +108,6 @@ def test_a_spec_that_is_not_that_of_the_weights(images: list[Path], tmp_path: Pa
     (weights,) = (tmp_path / "done").glob("best_*")
     other = SPEC.replace("Lbx4", "Lbx5")
     assert "--spec" in refusal(tmp_path, "-f", "path", "-s", other, "-i", weights, *images)
-    resumed = invoke("train", "--resume", tmp_path / "done")
+    resumed = invoke("train", "--resume", tmp_path / "done", "-f", "path", *with_text(tmp_path))
     assert resumed.exit_code == 2
     assert "ketos pretrain" in resumed.stderr

@@ -176,13 +176,18 @@ def test_tiny_trains(sample: Path, tmp_path: Path) -> None:
     train("tiny", tmp_path / "run", "-f", "path", *sorted((sample / "lines").glob("*.png"))[:8])
 
 
-def test_pretraining_says_in_one_line_that_it_is_not_there_yet() -> None:
-    done = CliRunner().invoke(
-        ketos, ["--config", str(config("pretrain")), "pretrain", "-f", "binary", "x.arrow"]
-    )
-    assert done.exit_code == 2
-    assert "`ketos pretrain` is not yet available" in done.output
-    assert len(done.output.strip().splitlines()) == 1
+def test_pretraining_then_training_as_its_first_lines_say(sample: Path, tmp_path: Path) -> None:
+    images = sorted((sample / "lines").glob("*.png"))[:8]
+    small = ["-s", TINY, "-q", "fixed", "-N", 1, "-B", 4, "-f", "path"]
+    for words in (
+        ["pretrain", *small, "-o", tmp_path / "pretrained"],
+        ["train", *small, "-o", tmp_path / "run", "-i"],
+    ):
+        if words[-1] == "-i":
+            words += (tmp_path / "pretrained").glob("best_*.safetensors")
+        top = ["--config", config("pretrain"), "-d", "cpu", "--workers", 0, "--threads", 1]
+        done = CliRunner().invoke(ketos, [str(word) for word in (*top, *words, *images)])
+        assert done.exit_code == 0, done.output
 
 
 def test_pretraining_needs_lines_without_text() -> None:

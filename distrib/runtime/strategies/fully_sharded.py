@@ -26,7 +26,7 @@ from distrib.model.layers import Layer
 from distrib.runtime.devices import torch_device
 from distrib.runtime.state import WEIGHTS, LocalState, Piece, StateReader, kinds_by_parameter, state_key
 from distrib.runtime.strategies.base import StateKeeping, roots
-from distrib.runtime.strategies.plain import group_settings
+from distrib.runtime.strategies.plain import group_settings, restore_groups
 
 try:
     from torch.distributed.fsdp import fully_shard
@@ -238,8 +238,7 @@ class FullySharded(StateKeeping, ModelParallelStrategy):
         return float(squares.sqrt())
 
     def _load_optimizer(self, optimizer: Optimizer, reader: StateReader) -> None:
-        for group, saved in zip(optimizer.param_groups, reader.groups, strict=True):
-            group.update(saved)
+        restore_groups(optimizer.param_groups, reader)
         names = {shard.rows: name for name, shard in self._shards.items()}
         kinds = kinds_by_parameter(reader)
         optimizer.state.clear()

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from lightning.pytorch.core.optimizer import LightningOptimizer
 
 
+_OF_THE_MACHINE = frozenset({"foreach", "fused", "capturable"})
+"""Settings of torch's optimizers that follow from where they run, which may be elsewhere next time."""
+
+
 class _WholeState(StateKeeping):
     """What the strategies of this file share."""
 
@@ -88,8 +92,7 @@ def load_whole_state(network: nn.Module, optimizer: Optimizer, reader: StateRead
         if kinds := kept.get(name):
             state[number] = {kind: _whole(reader, state_key(kind, name)).clone() for kind in kinds}
     groups = optimizer.state_dict()["param_groups"]
-    for group, saved in zip(groups, reader.groups, strict=True):
-        group.update(saved)
+    restore_groups(groups, reader)
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     # Torch gives everything the type of the weights, which may be a shorter one.
     for number, parameter in enumerate(parameters):
@@ -99,10 +102,17 @@ def load_whole_state(network: nn.Module, optimizer: Optimizer, reader: StateRead
 
 
 def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The settings of an optimizer's parameter groups, without the parameters."""
+    """The settings of parameter groups, without the parameters and what the machine decides."""
     return [
-        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+        {key: value for key, value in group.items() if key != "params" and key not in _OF_THE_MACHINE}
+        for group in optimizer.param_groups
     ]
+
+
+def restore_groups(groups: list[dict[str, Any]], reader: StateReader) -> None:
+    """Give parameter groups, or their settings, what a checkpoint has of them; there are equally many."""
+    for group, saved in zip(groups, reader.groups, strict=True):
+        group.update({key: value for key, value in saved.items() if key not in _OF_THE_MACHINE})
 
 
 def _piece(tensor: torch.Tensor) -> Piece:

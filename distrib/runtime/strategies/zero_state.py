@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distrib.errors import InputError
 from distrib.runtime.state import WEIGHTS, LocalState, Piece, StateReader, kinds_by_parameter, state_key
-from distrib.runtime.strategies.plain import group_settings
+from distrib.runtime.strategies.plain import group_settings, restore_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,14 +149,18 @@ def load_state(zero: Any, network: nn.Module, reader: StateReader) -> None:
         if name not in trained:
             tensor.copy_(_read(reader, WEIGHTS, name, tuple(tensor.shape)).reshape(tensor.shape))
     kinds = kinds_by_parameter(reader)
+    # Numbers such as Adam's step stay on the CPU, except where they are wanted beside the weights.
+    beside = any(group.get("fused") or group.get("capturable") for group in zero.optimizer.param_groups)
     for flat in flats:
         _fill(flat, flat.weights.detach(), WEIGHTS, reader)
         kept = sorted({kind for name in flat.parameters for kind in kinds.get(name, ())})
         zero.optimizer.state.pop(flat.weights, None)
         if kept:
-            zero.optimizer.state[flat.weights] = {kind: _loaded(flat, kind, reader) for kind in kept}
-    for group, saved in zip(zero.optimizer.param_groups, reader.groups, strict=True):
-        group.update(saved)
+            loaded = {kind: _loaded(flat, kind, reader) for kind in kept}
+            zero.optimizer.state[flat.weights] = {
+                kind: value.to(flat.weights.device) if beside else value for kind, value in loaded.items()
+            }
+    restore_groups(zero.optimizer.param_groups, reader)
     _spread_weights(zero)
 
 

@@ -36,11 +36,6 @@ def choose_pretraining(options: Pretrain, sets: LineSets, checkpoint: Checkpoint
 
     Raises InputError where a line is narrower than a mask, or the network cannot be pretrained.
     """
-    if not 0 < options.mask_prob < 1:
-        raise InputError(
-            f"--mask-probability {options.mask_prob:g}: give a number between 0, which would hide nothing, "
-            "and 1, which would leave nothing to see."
-        )
     model, warnings = _model(options, sets.training, checkpoint)
     tap = checked_tap(model.network)
     network_input = network_input_of(model, padding=options.padding)
@@ -121,10 +116,11 @@ def _refuse_wide_masks(
     columns = tap.width(widths.columns[narrow].astype(np.int64))
     shortest = int(columns.argmin())
     source, line_id = collection.place(int(narrow[shortest]))
+    place = " of ".join(filter(None, dict.fromkeys((line_id, source)))) or "of unknown source"
     raise InputError(
         f"--mask-width {options.mask_width}: {plural(narrow.size, f'{name} line')} {_are(narrow.size)} "
         f"narrower, the shortest with {plural(int(columns[shortest]), 'column')} of the feature map (line "
-        f"{line_id} of {source}); give a smaller --mask-width, or leave such lines out."
+        f"{place}); give a smaller --mask-width, or leave such lines out."
     )
 
 

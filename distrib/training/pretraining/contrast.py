@@ -97,12 +97,12 @@ def _sketch(targets: Tensor) -> Tensor:
     """Some dimensions (..., d) of unit vectors (..., D), scaled to have about the length of all."""
     dimensions = targets.shape[-1]
     some = targets.detach()[..., :: max(1, dimensions // _COMPARED)]
-    return some * (dimensions / some.shape[-1]) ** 0.5
+    return some * math.sqrt(dimensions / some.shape[-1])
 
 
 def _weights(sketch: Tensor, others: Tensor) -> Tensor:
     """How much negatives count, in 0..1 (N, M, K), from sketches of targets (N, M, d) and theirs."""
-    distance = (others - sketch[:, :, None]).norm(dim=3)
+    distance: Tensor = torch.linalg.vector_norm(others - sketch[:, :, None], dim=3)
     return ((distance - _EQUAL) / (_DIFFERENT - _EQUAL)).clamp(0.0, 1.0)
 
 
