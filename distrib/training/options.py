@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from distrib.config.learning import Learning, Train
+from distrib.config.learning import Learning, Pretrain, Train
 from distrib.config.sections import Globals
 from distrib.config.sizes import parse_size
 from distrib.errors import InputError

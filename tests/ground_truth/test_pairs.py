@@ -96,3 +96,14 @@ def test_what_a_careless_glob_matches_is_named(tmp_path: Path, name: str) -> Non
     with pytest.raises(SourceProblem, match="name the images") as caught:
         read_pair(tmp_path / name)
     assert caught.value.reason is SkipReason.NOT_GROUND_TRUTH
+
+
+def test_an_image_without_text_is_a_line_without_text_where_none_is_needed(tmp_path: Path) -> None:
+    """Pretraining looks at images alone; a text that is there and damaged is still said to be."""
+    page = read_pair(pair(tmp_path, "a.png", {}), textless=True)
+    assert [line.text for line in page.lines] == [""]
+    assert read_pair(pair(tmp_path, "b.png", {"b.gt.txt": b"text"}), textless=True).lines[0].text == "text"
+    with pytest.raises(SourceProblem, match="not UTF-8"):
+        read_pair(pair(tmp_path, "c.png", {"c.gt.txt": b"caf\xe9"}), textless=True)
+    with pytest.raises(SourceProblem, match="does not exist"):
+        read_pair(tmp_path / "gone.png", textless=True)

@@ -281,6 +281,7 @@ def _be(order: dict[str, Any], place: dict[str, str]) -> None:
             os.dup2(target, stream)
         os.environ.clear()
         os.environ.update({**order["variables"], **place})
+        tempfile.tempdir = None  # as TMPDIR says now
         os.chdir(order["cwd"])
         rank = int(place.get("RANK", 0))
         for each in order["harm"]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -35,7 +37,7 @@ def module(spec: str = SPEC, **changes: Any) -> PretrainingModule:
     torch.manual_seed(1)
     network = VGSLNetwork(spec)
     network.init_weights()
-    options = Pretrain(num_negatives=10, mask_prob=0.2, **{"checkpoint_path": Path("run"), **changes})
+    options = Pretrain(**{"num_negatives": 10, "mask_prob": 0.2, "checkpoint_path": Path("run"), **changes})
     model = RecognitionModel(network=network, codec=NO_ALPHABET)
     return PretrainingModule(model, options, processes=ALONE, seed=3)
 
@@ -162,6 +164,43 @@ def test_networks_that_cannot_be_pretrained_are_refused(spec: str, problem: str)
     """A traceback in the first step would say nothing of the spec."""
     with pytest.raises(InputError, match=problem):
         checked_tap(VGSLNetwork(spec))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mask_width": 6},
+        {"mask_prob": 0.3},
+        {"num_negatives": 11},
+        {"logit_temp": 0.2},
+        {"negatives": "all"},
+        {"augment": True},
+    ],
+)
+def test_each_option_changes_the_loss(changes: dict[str, Any]) -> None:
+    """An option that is read and not used is worse than one that is not there."""
+    lines = batch([200, 300])
+    usual, changed = (float(each.loss(lines, PLACE).detach()) for each in (module(), module(**changes)))
+    assert changed != usual
+    # The weights are as drawn: all that is learned so far is to guess among so many.
+    learner = module(**changes)
+    mean = changed / learner.units(lines, PLACE)
+    assert mean == pytest.approx(math.log(1 + learner.options.num_negatives), abs=1.5)
+
+
+def test_augmentation_is_never_validated_on() -> None:
+    """Scores would be those of distorted lines, and others in every epoch."""
+    scores = []
+    for changes in ({}, {"augment": True}):
+        learner = module(**changes).eval()
+        learner.begin_validation()
+        with torch.no_grad():
+            learner.validate(batch([200, 300]))
+        learner.end_validation(np.asarray(learner.validation_counts()))
+        scores.append(learner.scores)
+    assert scores[0] == scores[1]
+    assert 0 < learner.score_of(scores[0]) < 1
+    assert f"{scores[0]['val_ce']:.4f}" in learner.describe(scores[0])
 
 
 def test_the_warm_up_counts_samples() -> None:
