@@ -30,7 +30,7 @@ def pretrained(before: Sequence[object], train: Sequence[object], run: Path) -> 
 def main() -> None:
     """Train, and print a table for each set."""
     options = parser(__doc__ or "")
-    learning_options(options, epochs=40, seeds=3)
+    learning_options(options, epochs=60, seeds=3)
     options.add_argument("--pretrain-epochs", type=int, default=20, help="epochs of pretraining")
     arguments = options.parse_args()
     curves = Curves(arguments.keep)
@@ -40,13 +40,13 @@ def main() -> None:
             training, validation = compiled(title, arguments.data, folder, program=OURS)
             labelled = tenth(title, arguments.data, folder, program=OURS)
             for seed in range(1, arguments.seeds + 1):
-                top = f"--workers 1 --threads 1 --seed {seed}"
-                fixed = f"-f binary -B 8 -q fixed -s {shlex.quote(arguments.spec)}"
+                top = f"--workers 0 --threads 1 --seed {seed}"
+                fixed = f"-f binary -q fixed -s {shlex.quote(arguments.spec)}"
                 pretrain = shlex.split(
-                    f"{top} pretrain {fixed} -N {arguments.pretrain_epochs} -r 1e-3 --warmup 400 "
+                    f"{top} pretrain {fixed} -B 8 -N {arguments.pretrain_epochs} -r 1e-3 --warmup 400 "
                     f"--cos-max {arguments.pretrain_epochs}"
                 )
-                train = shlex.split(f"{top} train {fixed} -N {arguments.epochs} -r 1e-3")
+                train = shlex.split(f"{top} train {fixed} -B 2 -N {arguments.epochs} -r 1e-3")
                 train += ["-t", labelled, "-e", validation]
                 before = [*pretrain, "-t", training, "-e", validation]
                 curves.take(f"{title}/from scratch/{seed}", partial(learn, train), folder)

@@ -54,9 +54,11 @@ def compiled(name: str, data: Path, folder: Path, *, program: Sequence[str]) -> 
 
 
 def tenth(name: str, data: Path, folder: Path, *, program: Sequence[str]) -> Path:
-    """The manifest of a set of a tenth of the training lines; a page of them where there are fewer pages."""
+    """The manifest of a set of about a tenth of the training lines, of whole pages where there are pages."""
     training, _ = SETS[name].files(data)
-    return _compile(f"{name}-tenth", SETS[name].format, training[::10], folder, program)
+    return _compile(
+        f"{name}-tenth", SETS[name].format, training[: max(1, len(training) // 10)], folder, program
+    )
 
 
 def _compile(
