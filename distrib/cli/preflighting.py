@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distrib.config.learning import Learning
+from distrib.config.learning import Learning, Train
 from distrib.runtime.devices import torch_device
 from distrib.runtime.preflight.limits import HandedOver
 from distrib.runtime.preflight.stages import Needs
@@ -26,7 +26,8 @@ def needs_of(run: PreparedRun) -> Needs:
 def _optimizer_values(options: Learning) -> int:
     """Values that the optimizer keeps for each parameter."""
     momentum = int(options.momentum > 0)
-    return {"SGD": momentum, "RMSprop": 1 + momentum}.get(options.optimizer, 2)
+    averages = int(isinstance(options, Train) and options.ema > 0)
+    return averages + {"SGD": momentum, "RMSprop": 1 + momentum}.get(options.optimizer, 2)
 
 
 def _handed_over(run: PreparedRun) -> HandedOver | None:

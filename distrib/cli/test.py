@@ -101,11 +101,16 @@ def _evaluate(globals_: Globals, options: Test, processes: Processes) -> Evaluat
 
 def _recogniser(options: Test, path: Path) -> RecognitionModel:
     """The model to test. Raises InputError for one that cannot read lines, or does not know how."""
+    from distrib.model.pretrained import is_pretrained
     from distrib.model.resize import ctc_layer
     from distrib.training.models import load_model
     from distrib.training.reading import reading_of
 
     model = load_model(path)
+    if is_pretrained(model):
+        raise InputError(
+            f"{path}: a pretrained network, which cannot read yet; train it with `ketos train --load {path}`."
+        )
     try:
         ctc_layer(model.network)
         reading_of(options, model)

@@ -12,12 +12,14 @@ from distrib.errors import InputError
 from distrib.ground_truth.network_input import NetworkInput
 from distrib.ground_truth.text import TextPipeline
 from distrib.model.coreml import refuse_unfit
+from distrib.model.taps import FeatureTap
 from distrib.model.weights import RecognitionModel
 from distrib.runtime.checkpoints.contents import model_from_checkpoint
 from distrib.runtime.checkpoints.reader import CheckpointReader
 from distrib.stream.lines import LineCollection
 from distrib.stream.widths import input_widths
 from distrib.training.fine_tuning import FineTuning, fine_tuning
+from distrib.training.freezing import Backbone
 from distrib.training.models import codec_notes, network_input_of, new_model, read_codec
 from distrib.training.preparation import (
     LineSets,
@@ -58,6 +60,7 @@ def choose_recognition(options: Train, sets: LineSets, checkpoint: CheckpointRea
     surveyed_held = survey(sets.validation, sets.validation_lines, pipeline)
     start = _start(options, sets, surveyed, checkpoint)
     model = start.model
+    _refuse_without_parts(options, model)
     network_input = network_input_of(model, padding=options.padding)
     widths = input_widths(sets.training, network_input)
     lines = surveyed.lines[surveyed.lengths > 0]
@@ -81,6 +84,14 @@ def choose_recognition(options: Train, sets: LineSets, checkpoint: CheckpointRea
         notes=(*_notes(surveyed, surveyed_held, unknown=unknown, narrow=narrow.size), *start.notes),
         warnings=start.warnings,
     )
+
+
+def _refuse_without_parts(options: Train, model: RecognitionModel) -> None:
+    """Raise InputError for options that want a part which the network has not."""
+    if options.shortcut or options.span_masks:
+        FeatureTap(model.network)
+    if options.freeze_backbone:
+        Backbone(model.network, frozen_for=options.freeze_backbone)
 
 
 def _narrow(

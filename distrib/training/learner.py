@@ -193,12 +193,13 @@ class Learner(pl.LightningModule):
         self._refuse("training", self.unusable.excess_of_training(batch, lines=lines, bad=bad))
 
     def _set_rates(self, optimizer: Any, place: Place, lrate: float) -> None:
+        """The optimizer's settings for a step follow from options and place, whatever a checkpoint said."""
         momentum = self.rates.momentum(place)
         for group in optimizer.param_groups:
-            group["lr"] = lrate
-            if momentum is not None and "betas" in group:
+            group["lr"], group["weight_decay"] = lrate, self.options.weight_decay
+            if "betas" in group:
                 group["betas"] = (momentum, *group["betas"][1:])
-            elif momentum is not None and "momentum" in group:
+            elif "momentum" in group:
                 group["momentum"] = momentum
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -30,7 +30,6 @@ from distrib.runtime.strategies.choose import is_sharded, make_strategy
 from distrib.stream.loader import reader_deaths
 from distrib.training.bad_lines import BadLinesReport
 from distrib.training.callbacks import Bookkeeping
-from distrib.training.changed_options import ChangedOptions
 from distrib.training.export import export_checkpoint
 from distrib.training.interruption import (
     ReadersLetGo,
@@ -261,8 +260,6 @@ def _callbacks(
         ledger,
         bookkeeping,
     ]
-    if run.options_then is not None:
-        callbacks.append(ChangedOptions(options, run.options_then))
     if processes.topology.first:
         callbacks += [
             StepLog(directory),

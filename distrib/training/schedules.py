@@ -144,10 +144,10 @@ class LearningRates:
                 return _fall(rate, min(self._options.cos_min_lr, rate), share)
         return self._scheduled(place) * self._warmth(place)
 
-    def momentum(self, place: Place) -> float | None:
-        """The momentum of the step at ``place`` (Adam's first beta) under 1cycle; None: as ``--momentum``."""
+    def momentum(self, place: Place) -> float:
+        """The momentum of the step at ``place``, Adam's first beta: ``--momentum``, but for 1cycle."""
         if self._options.schedule != "1cycle":
-            return None
+            return self._options.momentum
         rising, share = _one_cycle(place, self._options.epochs)
         if rising:
             return _fall(_MOST_MOMENTUM, _LEAST_MOMENTUM, share)
@@ -165,12 +165,23 @@ class LearningRates:
 
     def state_dict(self) -> dict[str, Any]:
         """What does not follow from the position, in plain types."""
-        return {} if self._plateau is None else asdict(self._plateau)
+        plateau = None if self._plateau is None else asdict(self._plateau)
+        return {"given": self._given, "base": self._base, "plateau": plateau}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what ``state_dict`` gave; a run that had another schedule has nothing to say."""
-        if self._plateau is not None and state:
-            self._plateau = _Plateau(**state)
+        """Continue from what ``state_dict`` gave; a run that had another schedule has nothing to say.
+
+        Options that are still the same mean the rate that they meant at first, whatever lines a process
+        takes at once now.
+        """
+        if state["given"] == self._given:
+            self._base = state["base"]
+        if self._plateau is not None and state["plateau"]:
+            self._plateau = _Plateau(**state["plateau"])
+
+    @property
+    def _given(self) -> list[Any]:
+        return [self._options.lrate, self._options.lrate_scaling]
 
     def _scheduled(self, place: Place) -> float:
         options, base = self._options, self._base

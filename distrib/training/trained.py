@@ -8,9 +8,6 @@ from torch import nn
 
 from distrib.model.vgsl import VGSLNetwork
 
-EXTRA = "extra."
-"""How the names of parameters begin that are not the network's."""
-
 
 class Trained(nn.Module):
     """The network's layers under their own names and auxiliary modules by name as ``extra.<name>``.

@@ -17,7 +17,7 @@ TINY_SPEC = "[1,16,0,1 Cr3,3,8 Mp2,2 S1(1x0)1,3 Lbx16 Do0.3]"
 def ketos(*arguments: object, expect: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own and check its exit code."""
     job = shared().start(*arguments, cwd=cwd, apart=True)
-    (code,) = job.wait()
+    (code,) = job.wait(900)  # one that learns takes its time
     assert code == expect, job.output + job.stderr
     return subprocess.CompletedProcess(arguments, code, job.output, job.stderr)
 
