@@ -59,12 +59,17 @@ class Curves:
             print(f"{name:24}{mean}   {statistics.fmean(best):.2f} ± {spread:.2f} ({len(best)})")
 
 
-def learn(words: Sequence[object], run: Path) -> list[float]:
-    """Validation accuracy after each epoch of our `ketos` with these words and ``-o run``."""
+def run_ours(words: Sequence[object], run: Path) -> None:
+    """Our `ketos` with these words and ``-o run``."""
     command = [*OURS, *map(str, words), "-o", str(run)]
     subprocess.run(command, check=True, capture_output=True, env=one_core())
+
+
+def learn(words: Sequence[object], run: Path) -> list[float]:
+    """Validation accuracy after each epoch of our `ketos train` with these words and ``-o run``."""
+    run_ours(words, run)
     rows = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(row).get("val_accuracy", 0.0) for row in rows]
+    return [json.loads(row)["val_accuracy"] for row in rows]
 
 
 def best_weights(run: Path) -> Path:

@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 
 from common import OURS, parser
-from curves import Curves, best_weights, learn, learning_options
+from curves import Curves, best_weights, learn, learning_options, run_ours
 from real_sets import SETS, at_hand, compiled, tenth
 
 
 def pretrained(before: Sequence[object], train: Sequence[object], run: Path) -> list[float]:
     """The curve of a training that starts from what the words ``before`` leave."""
     start = run.with_name(f"{run.name}-before")
-    learn(before, start)
+    run_ours(before, start)
     return learn([*train, "-i", best_weights(start)], run)
 
 

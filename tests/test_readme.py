@@ -32,6 +32,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     for source in (*(tmp_path / "sample" / "alto").iterdir(), *(tmp_path / "sample" / "page").glob("*.png")):
         shutil.copy(source, tmp_path / "pages")
     shutil.copytree(tmp_path / "sample" / "lines", tmp_path / "lines")
+    shutil.copytree(tmp_path / "pages", tmp_path / "new")
     prepare(tmp_path)
     here = [title for title in titles() if title not in ELSEWHERE]
     parts = blocks("sh", *here)

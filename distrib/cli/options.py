@@ -16,6 +16,7 @@ from distrib.config.experiment import (
     ExperimentFile,
     dump_experiment,
     parse_experiment,
+    refuse_other_command,
     resumed_experiment,
     run_directory_of,
     run_to_resume,
@@ -99,6 +100,8 @@ def resolved(context: click.Context, name: str) -> tuple[Globals, Any]:
     resume, automatic = _run_to_go_on(values)
     if resume is not None:
         stored = _experiment_of(resume)
+        if stored.sections:
+            refuse_other_command(stored, name, resume)
         # What begins a run stands in the same command line as what goes on with it.
         layers = [_without(layer, _BEGINNING if automatic else ()) for layer in layers]
         values = make_section(section, name, stored.sections.get(name, {}), *layers)

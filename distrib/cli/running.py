@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import sys
 from collections.abc import Mapping
@@ -51,6 +50,7 @@ def _claim_and_run(globals_: Globals, options: Train | Pretrain, processes: Proc
     from distrib.runtime.devices import use_device
     from distrib.runtime.directory.run_directory import claim
     from distrib.runtime.preflight.stages import Preflight
+    from distrib.training.ignored_options import ignored_options
     from distrib.training.loggers import check_logger
     from distrib.training.options import check_options
 
@@ -58,6 +58,9 @@ def _claim_and_run(globals_: Globals, options: Train | Pretrain, processes: Proc
     preflight.machines(deepspeed=options.strategy.startswith("deepspeed"), workers=globals_.num_workers)
     _refuse_unlike_options(options, processes)
     processes.agree(lambda: check_options(options, globals_))
+    if processes.topology.first:
+        for sentence in ignored_options(options):
+            _note(sentence)
     processes.on_first(lambda: check_logger(options, options.checkpoint_path))
     preflight.devices(globals_.device)
     processes.agree(lambda: use_device(globals_.device, processes.topology))
@@ -132,7 +135,7 @@ def _run(
             f"{options.checkpoint_path / BAD_LINES}",
             err=True,
         )
-    click.echo(f"best model: {_scored(options, outcome.score)}, {outcome.weights}")
+    click.echo(f"best model: {outcome.score}, {outcome.weights}")
 
 
 def _refuse_unlike_options(options: Train | Pretrain, processes: Processes) -> None:
@@ -251,10 +254,3 @@ def _print_overview(overview: Overview, world_size: int) -> None:
     )
     for problem in overview.problems:
         click.echo(problem, err=True)
-
-
-def _scored(options: Train | Pretrain, score: float) -> str:
-    """The score of the best model in the terms of its command."""
-    if isinstance(options, Train):
-        return f"accuracy {score:.2%}"
-    return f"cross-entropy {-math.log(max(score, 1e-300)):.4f}"

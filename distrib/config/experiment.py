@@ -91,6 +91,16 @@ def resumed_experiment(stored: ExperimentFile, directory: Path) -> ExperimentFil
     return ExperimentFile(globals=stored.globals, sections=sections)
 
 
+def refuse_other_command(stored: ExperimentFile, command: str, place: Path) -> None:
+    """Raise InputError where the stored experiment of a run, kept at ``place``, is another command's."""
+    if command not in stored.sections:
+        other = next(iter(stored.sections), "other")
+        raise InputError(
+            f"{place}: a run of `ketos {other}`, which `ketos {command}` cannot go on with; start from its "
+            "weights with --load."
+        )
+
+
 def run_directory_of(resume: Path) -> Path:
     """The run directory that a path to resume means: itself, or where the checkpoint lies."""
     return resume if resume.is_dir() and resume.suffix != ".ckpt" else resume.parent

@@ -65,7 +65,12 @@ class Learning:
         "run in --output if there is one, else a new one.",
     )
     freq: float = option(
-        1.0, "-F", "--freq", above=0.0, help="Epochs between validations, as a fraction or a whole number."
+        1.0,
+        "-F",
+        "--freq",
+        above=0.0,
+        help="Epochs between validations, a whole number or a fraction; of fractions the nearest that leaves "
+        "an epoch a whole number of validations.",
     )
     quit: QuitMode = option(
         "early",
@@ -301,7 +306,7 @@ class Pretrain(Learning):
         100, "-nn", "--num-negatives", minimum=1, help="Negative samples of the contrastive loss."
     )
     logit_temp: float = option(
-        0.1, "-lt", "--logit-temp", above=0.0, help="Temperature of the contrastive loss."
+        0.1, "-lt", "--logit-temp", minimum=0.01, help="Temperature of the contrastive loss."
     )
     negatives: Literal["line", "all"] = option(
         "line",

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from distrib.training.distortion.curves import tensor
+from distrib.training.distortion.curves import sent
 from distrib.training.distortion.draws import Draws
 from distrib.training.distortion.geometry import draw_geometry, warp
 from distrib.training.distortion.photometry import (
@@ -63,26 +63,26 @@ class Augmentation:
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             # Half precision cannot name a pixel of a long line.
             work = images.to(torch.promote_types(images.dtype, torch.float32), copy=True)
-            self._distort(work, widths.numpy(), draws)
+            self._distort(_Lines(work, widths.numpy()), draws)
             return work.clamp_(0, 1).to(images.dtype)
 
-    def _distort(self, images: torch.Tensor, widths: _Widths, draws: Draws) -> None:
+    def _distort(self, lines: _Lines, draws: Draws) -> None:
         """Distort in place. What comes later can build on what comes earlier, as ink comes before light."""
-        height = images.shape[2]
+        images, widths, height = lines.images, lines.widths, lines.images.shape[2]
         strength, touched = self.strength, ~draws.happens("clean", _CLEAN)
 
         geometry, bent = draw_geometry(draws, widths, height, strength)
-        _change(images, touched & bent, lambda part, at: warp(part, widths[at], geometry.select(at)))
+        lines.change(touched & bent, lambda part, at: warp(part, widths[at], geometry.select(at)))
 
         # A pixel more is much for the thin strokes of a low line.
         weight = min(0.8 * strength, 1.0) * min(height / 120, 1.0)
         weights = draws.uniform("strokes", -weight, weight)
         chosen = touched & draws.happens("strokes", 0.3)
-        _change(images, chosen, lambda part, at: change_strokes(part, widths[at], weights[at]))
+        lines.change(chosen, lambda part, at: change_strokes(part, weights[at]))
 
         sigmas = draws.uniforms("blur", 2, 0.25, 1) * min(0.012 * strength, 0.025) * height
         chosen = touched & draws.happens("blur", 0.3)
-        _change(images, chosen, lambda part, at: blur(part, widths[at], sigmas[at]))
+        lines.change(chosen, lambda part, at: blur(part, sigmas[at]))
 
         erased = touched & draws.happens("erasing", 0.25)
         spots = draw_spots(draws, widths, height, min(0.3 * strength, 0.5))
@@ -90,22 +90,37 @@ class Augmentation:
 
         tone = draw_tone(draws, widths, height, strength)
         chosen = touched & draws.happens("tone", 0.5)
-        _change(images, chosen, lambda part, at: change_tone(part, widths[at], tone.select(at)))
+        lines.change(chosen, lambda part, at: change_tone(part, tone.select(at)))
 
         noise = draws.uniform("noise", 0.1, 1) * min(0.06 * strength, 0.15)
         chosen = touched & draws.happens("noise", 0.3)
-        _change(images, chosen, lambda part, at: add_noise(part, widths[at], draws.select(at), noise[at]))
+        lines.change(chosen, lambda part, at: add_noise(part, draws.select(at), noise[at]))
 
 
-def _change(
-    images: torch.Tensor,
-    chosen: npt.NDArray[np.bool_],
-    change: Callable[[torch.Tensor, npt.NDArray[np.int64]], torch.Tensor],
-) -> None:
-    """Change the chosen lines (N,) in place; ``change`` gets their images and their positions."""
-    at = np.flatnonzero(chosen)
-    if at.size == len(images):
-        images.copy_(change(images, at))
-    elif at.size:
-        places = tensor(at, images)
-        images.index_copy_(0, places, change(images.index_select(0, places), at))
+class _Lines:
+    """Images (N, C, H, W) to be changed in place, zero to the right of their widths (N,)."""
+
+    def __init__(self, images: torch.Tensor, widths: _Widths) -> None:
+        self.images = images
+        self.widths = widths
+        self._inside: torch.Tensor | None = None
+        if int(widths.min()) < images.shape[3]:
+            columns = torch.arange(images.shape[3], device=images.device)
+            self._inside = (columns < sent(widths, images.device)[:, None])[:, None, None, :]
+
+    def change(
+        self,
+        chosen: npt.NDArray[np.bool_],
+        change: Callable[[torch.Tensor, npt.NDArray[np.int64]], torch.Tensor],
+    ) -> None:
+        """Change the chosen lines (N,); ``change`` gets their images and their positions."""
+        at = np.flatnonzero(chosen)
+        if at.size == len(self.images):
+            changed = change(self.images, at)
+            self.images.copy_(changed if self._inside is None else changed.mul_(self._inside))
+        elif at.size:
+            places = sent(at, self.images.device)
+            changed = change(self.images.index_select(0, places), at)
+            if self._inside is not None:
+                changed.mul_(self._inside.index_select(0, places))
+            self.images.index_copy_(0, places, changed)

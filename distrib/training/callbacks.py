@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from distrib.runtime.directory.json_lines import JsonLines
+from distrib.stream.batches import StepBatch
 from distrib.stream.loader import TrainingLoader
 from distrib.training.learner import Learner
 from distrib.training.schedules import Place
@@ -42,6 +43,19 @@ class Bookkeeping(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The last epoch ends in a validation, whether or not it is the turn of one."""
         self._end_in_validation(trainer)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: StepBatch,
+        batch_idx: int,
+    ) -> None:
+        """The last step of all is validated, too, where an epoch's steps leave a rest."""
+        if batch.last and trainer.max_epochs == trainer.current_epoch + 1:
+            # No step follows that this could be wrong for.
+            trainer.val_check_batch = batch_idx + 1
 
     def _end_in_validation(self, trainer: pl.Trainer) -> None:
         # An epoch that is gone on with does not start for Lightning.

@@ -13,13 +13,13 @@ from distrib.ground_truth.network_input import NetworkInput
 from distrib.ground_truth.text import TextPipeline
 from distrib.model.coreml import refuse_unfit
 from distrib.model.taps import FeatureTap
+from distrib.model.vgsl import VGSLNetwork
 from distrib.model.weights import RecognitionModel
 from distrib.runtime.checkpoints.contents import model_from_checkpoint
 from distrib.runtime.checkpoints.reader import CheckpointReader
 from distrib.stream.lines import LineCollection
 from distrib.stream.widths import input_widths
 from distrib.training.fine_tuning import FineTuning, fine_tuning
-from distrib.training.freezing import Backbone
 from distrib.training.models import codec_notes, network_input_of, new_model, read_codec
 from distrib.training.preparation import (
     LineSets,
@@ -29,6 +29,7 @@ from distrib.training.preparation import (
     printable,
     text_pipeline,
 )
+from distrib.training.shortcut import refuse_varying_height
 from distrib.training.survey import Survey, label_steps, survey, too_narrow
 from distrib.wording import plural
 
@@ -60,7 +61,7 @@ def choose_recognition(options: Train, sets: LineSets, checkpoint: CheckpointRea
     surveyed_held = survey(sets.validation, sets.validation_lines, pipeline)
     start = _start(options, sets, surveyed, checkpoint)
     model = start.model
-    _refuse_without_parts(options, model)
+    refuse_without_parts(options, model.network)
     network_input = network_input_of(model, padding=options.padding)
     widths = input_widths(sets.training, network_input)
     lines = surveyed.lines[surveyed.lengths > 0]
@@ -86,12 +87,32 @@ def choose_recognition(options: Train, sets: LineSets, checkpoint: CheckpointRea
     )
 
 
-def _refuse_without_parts(options: Train, model: RecognitionModel) -> None:
-    """Raise InputError for options that want a part which the network has not."""
-    if options.shortcut or options.span_masks:
-        FeatureTap(model.network)
-    if options.freeze_backbone:
-        Backbone(model.network, frozen_for=options.freeze_backbone)
+def refuse_without_parts(options: Train, network: VGSLNetwork) -> None:
+    """Raise InputError for options that want what the network has not."""
+    if options.augment:
+        refuse_unlike_heights(network)
+    wanting = [("--shortcut", options.shortcut), ("--span-masks", options.span_masks)]
+    names = [name for name, value in wanting if value]
+    if not names:
+        return
+    try:
+        tap = FeatureTap(network)
+    except InputError as error:
+        way_out = f"or leave {'the option' if len(names) == 1 else 'the options'} out."
+        raise InputError(f"{' and '.join(names)}: {str(error).removesuffix('.')}, {way_out}") from None
+    if options.shortcut:
+        refuse_varying_height(tap)
+
+
+def refuse_unlike_heights(network: VGSLNetwork) -> None:
+    """Raise InputError for a network that ``--augment`` does not go with."""
+    # Batches are as high as their highest line, and by that height amplitudes are measured.
+    if not network.input_shape[2]:
+        raise InputError(
+            f"--augment needs lines of one height, which VGSL spec `{network.spec}` leaves open, so that it "
+            "would distort a line otherwise in another batch; give --spec an input of fixed height, or leave "
+            "the option out."
+        )
 
 
 def _narrow(

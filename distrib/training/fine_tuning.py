@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from distrib.model.coreml import refuse_unfit
 from distrib.model.grammar import parse_spec
 from distrib.model.pretrained import is_pretrained, with_fresh_output
 from distrib.model.resize import ResizeMode, codec_difference, ctc_layer, resize_output
+from distrib.model.spec import Group, Output, Spec
 from distrib.model.vgsl import VGSLNetwork
 from distrib.model.weights import RecognitionModel
 from distrib.stream.lines import LineCollection
@@ -134,17 +134,29 @@ def _image_mismatches(model: RecognitionModel, lines: LineCollection, data: str,
 def refuse_other_spec(given: str, network: VGSLNetwork) -> None:
     """Raise InputError where a spec that is not the default was given, of which another network than that
     loaded would be expected."""
-    if given != DEFAULT_SPEC and _layers(given) != _layers(network.spec):
+    if given != DEFAULT_SPEC and _layers(parse_spec(given)) != _layers(network.parsed):
         raise InputError(
             f"--spec {given} asks for another network than its weights are of, {network.spec}; leave --spec "
             "out, or train a new network without --load"
         )
 
 
-def _layers(spec: str) -> str:
-    """A spec without the names of its blocks and the output layer, which training adds."""
-    unnamed = re.sub(r"\{[^}]*\}", "", str(parse_spec(spec)))
-    return re.sub(r" O[^ ]*\]$", "]", unnamed)
+def _layers(spec: Spec) -> Spec:
+    """A spec as blocks alone, however they are written and called, without the output layer, which training
+    adds."""
+    body = _unnamed(spec.body)
+    layers = body.children[:-1] if isinstance(body.children[-1], Output) else body.children
+    return replace(spec, body=replace(body, children=layers))
+
+
+def _unnamed(group: Group) -> Group:
+    children = [
+        _unnamed(each)
+        if isinstance(each, Group)
+        else replace(each, position=0, text="", name="", canonical="")
+        for each in group.children
+    ]
+    return replace(group, children=tuple(children))
 
 
 def _renamed(options: Train) -> list[str]:

@@ -13,8 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distrib.errors import InputError
-from distrib.model.layers import HeatMapOutput, SequenceOutput
+from distrib.model.resize import ctc_layer
 from distrib.model.vgsl import VGSLNetwork
 from distrib.runtime.strategies.base import StateKeeping
 
@@ -28,17 +27,11 @@ class Backbone:
 
     Then no gradient goes through them. Some strategies take a step with them all the same, of zero gradient
     and learning rate, and forget what the optimizer kept of it: they begin to learn as if the run began.
-    Raises InputError for a network without an output layer.
+    Raises InputError for a network that does not end in a CTC output layer.
     """
 
     def __init__(self, network: VGSLNetwork, *, frozen_for: int) -> None:
-        outputs = [each for each in network.modules() if isinstance(each, SequenceOutput | HeatMapOutput)]
-        if not outputs:
-            raise InputError(
-                f"--freeze-backbone: VGSL spec `{network.spec}` has no output layer that could learn alone; "
-                "leave the option out."
-            )
-        self._output = outputs[-1]
+        self._output = ctc_layer(network)
         own = set(self._output.parameters())
         self._parameters = [each for each in network.parameters() if each not in own]
         self._frozen_for = frozen_for

@@ -141,6 +141,10 @@ class Learner(pl.LightningModule):
         """The ``score`` of a validation with these ``scores``; higher is better, at most 1."""
 
     @abstractmethod
+    def describe_score(self, score: float) -> str:
+        """A ``score`` by its name."""
+
+    @abstractmethod
     def describe(self, scores: Mapping[str, float]) -> str:
         """Scores in a few words."""
 

@@ -26,6 +26,8 @@ def check_options(options: Learning, globals_: Globals) -> None:
         optimizer=options.optimizer,
     )
     check_credits(author=options.author, license=options.license)
+    if options.epochs == 0:
+        raise InputError("--epochs 0: give a number of epochs from 1, or -1 for no limit.")
     if options.quit == "fixed" and options.epochs < 1:
         raise InputError("--quit fixed needs --epochs: the number of epochs to train for.")
     if options.resume_anyway and not options.resume:

@@ -87,7 +87,7 @@ class TrainingProgress(Callback):
         self._step_started = time.monotonic()
         better = pl_module.score >= self._best
         self._best = max(self._best, pl_module.score)
-        mark = "best so far" if better else f"best {self._best:.2%}"
+        mark = "best so far" if better else f"best {pl_module.describe_score(self._best)}"
         console = self._bar.console if self._bar is not None else self.console
         scores = pl_module.describe(pl_module.scores)
         console.print(

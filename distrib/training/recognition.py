@@ -181,5 +181,8 @@ class RecognitionModule(Learner):
         """The character accuracy."""
         return scores["val_accuracy"]
 
+    def describe_score(self, score: float) -> str:
+        return f"accuracy {score:.2%}"
+
     def describe(self, scores: Mapping[str, float]) -> str:
         return f"accuracy {scores['val_accuracy']:.2%}, words {max(scores['val_word_accuracy'], 0):.2%}"

@@ -62,10 +62,11 @@ _EXPORT = re.compile(r"best_-?\d+\.\d+\.(safetensors|mlmodel)")
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended: the exported file, its validation score (at most 1), lines that could not be used."""
+    """How a run ended: the exported file, its validation score (at most 1) as words name it, lines that could
+    not be used."""
 
     weights: Path
-    score: float
+    score: str
     bad_lines: BadLines
 
 
@@ -129,7 +130,7 @@ def fit(run: PreparedRun, *, claimed: RunDirectory | None, on_event: OnEvent) ->
     def export() -> Outcome:
         if claimed is not None:
             claimed.check()
-        return export_best(options, module.unusable.known, on_event)
+        return export_best(module, on_event)
 
     processes.phases.enter("exporting")
     return processes.on_first(export)
@@ -281,12 +282,12 @@ def _last_epoch(options: Learning) -> int | None:
     return options.epochs if options.epochs > 0 else None
 
 
-def export_best(options: Learning, bad_lines: BadLines, on_event: OnEvent) -> Outcome:
+def export_best(module: Learner, on_event: OnEvent) -> Outcome:
     """Write the best checkpoint's weights as ``best_<score>.<format>`` and remove older exports.
 
     Where the best has been damaged since it was written, the next best is taken, and events say so.
     """
-    directory = options.checkpoint_path
+    options, directory = module.options, module.options.checkpoint_path
     found = next((each for each in best(directory) if _is_whole(each.path, on_event)), None)
     if found is None:
         raise RunError(f"{directory} holds no whole checkpoint of a validation; there is no model to export.")
@@ -303,7 +304,8 @@ def export_best(options: Learning, bad_lines: BadLines, on_event: OnEvent) -> Ou
             older.unlink()
     facts = {"name": target.name, "checkpoint": found.path.name, "lines_compared": exported.lines}
     on_event("export", {**facts, "largest_difference": exported.difference})
-    return Outcome(weights=target, score=found.score, bad_lines=bad_lines)
+    score = module.describe_score(found.score)
+    return Outcome(weights=target, score=score, bad_lines=module.unusable.known)
 
 
 def _is_whole(path: Path, on_event: OnEvent) -> bool:

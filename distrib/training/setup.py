@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from distrib.config.experiment import parse_experiment
+from distrib.config.experiment import parse_experiment, refuse_other_command
 from distrib.config.learning import Learning, Pretrain, Train
 from distrib.config.sections import Globals
 from distrib.config.values import make_section
@@ -184,11 +184,5 @@ def _choose(options: Learning, sets: LineSets, checkpoint: CheckpointReader | No
 def _options_then(checkpoint: CheckpointReader, options: Learning) -> Learning:
     """The options that a checkpoint was written under. Raises InputError for one of another command."""
     stored = parse_experiment(run_state(checkpoint)["experiment"], checkpoint.path)
-    command = options.command
-    if command not in stored.sections:
-        other = next(iter(stored.sections), "other")
-        raise InputError(
-            f"{checkpoint.path}: a run of `ketos {other}`, which `ketos {command}` cannot go on with; start "
-            "from its weights with --load."
-        )
-    return make_section(type(options), command, stored.sections[command])
+    refuse_other_command(stored, options.command, checkpoint.path)
+    return make_section(type(options), options.command, stored.sections[options.command])

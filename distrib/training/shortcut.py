@@ -30,9 +30,14 @@ class ShortcutHead(nn.Module):
 
 def shortcut_head(tap: FeatureTap, labels: int) -> ShortcutHead:
     """The head for a network. Raises InputError where its feature map has no fixed height."""
+    refuse_varying_height(tap)
+    return ShortcutHead(tap.channels * tap.height, labels)
+
+
+def refuse_varying_height(tap: FeatureTap) -> None:
+    """Raise InputError for a feature map of which no head can have a column."""
     if not tap.height:
         raise InputError(
             "--shortcut: the height of the network's feature map varies with the lines; give --spec an input "
             "of fixed height, or leave the option out."
         )
-    return ShortcutHead(tap.channels * tap.height, labels)

@@ -6,13 +6,11 @@ for speech (Park et al. 2019); wav2vec 2.0 (Baevski et al. 2020) draws the spans
 
 from __future__ import annotations
 
-import struct
-from hashlib import blake2b
-
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from distrib.training.distortion.draws import Draws
 
 HIDDEN = 1
 """The ``purpose`` of spans that are hidden in recognition training; pretraining has its own."""
@@ -38,12 +36,10 @@ def draw_spans(
     depends on its number ``lines`` int64 (N,), its width, ``seed``, ``epoch`` and ``purpose`` alone: other
     purposes get other spans.
     """
-    counts = widths.tolist()
-    starts = np.zeros((len(counts), max(counts, default=0)), dtype=bool)
-    for row, (line, columns) in enumerate(zip(lines.tolist(), counts, strict=True)):
-        places = columns - width + 1
-        if places > 0:
-            starts[row, :places] = _uniform(places, seed, epoch, line, purpose) < probability
+    columns = widths.numpy()
+    numbers = Draws(seed, epoch, lines.numpy()).uniforms(f"spans {purpose}", int(columns.max(initial=0)))
+    places = np.arange(numbers.shape[1])
+    starts = (numbers < probability) & (places <= columns[:, None] - width)
     begun = np.cumsum(starts, axis=1, dtype=np.int32)
     if begun.shape[1] > width:
         # Spans that began are over after `width` columns; the right side must not see what is written.
@@ -69,11 +65,3 @@ def hide_spans(
     hidden = torch.zeros((features.shape[0], features.shape[3]), dtype=torch.bool)
     hidden[:, : spans.shape[1]] = spans
     return features.masked_fill(hidden.to(features.device, non_blocking=True)[:, None, None], 0.0)
-
-
-def _uniform(count: int, *numbers: int) -> npt.NDArray[np.float64]:
-    """Numbers in [0, 1) of the Philox stream (Salmon et al. 2011) that ``numbers`` name."""
-    digest = blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=16).digest()
-    # Raw bits, because they are the same in every version of numpy.
-    bits = np.random.Philox(key=np.frombuffer(digest, dtype="<u8")).random_raw(count)
-    return np.asarray((bits >> np.uint64(11)) * 2.0**-53, dtype=np.float64)

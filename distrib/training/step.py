@@ -54,14 +54,14 @@ def blank_line(network: VGSLNetwork, *, width: int, device: torch.device) -> Lin
     _, channels, height, _ = network.input_shape
     images = torch.zeros((1, channels, height or 8, width), dtype=torch.uint8)
     none = torch.zeros(0, dtype=torch.int64)
-    one = torch.zeros(1, dtype=torch.int64)
+    zero = torch.zeros(1, dtype=torch.int64)
     return LineBatch(
         images=images.to(device),
         widths=torch.tensor([images.shape[3]]),
         labels=none.to(device),
-        label_lengths=one,
-        required_steps=one,
-        lines=one,
+        label_lengths=zero,
+        required_steps=zero,
+        lines=zero,
         texts=[""],
         bad=[],
     )

@@ -88,6 +88,8 @@ def test_flags_reach_their_option(flags: list[str], key: str, value: object) -> 
         (["train", "-B", "-1", "x"], "`train.batch_size` (-B, --batch-size) is -1; it must be at least 0."),
         (["--config", "nowhere.yml", "train"], "nowhere.yml: cannot be read"),
         (["train", "-q", "fixed", "x.xml"], "--quit fixed needs --epochs"),
+        (["train", "-N", "0", "x.xml"], "--epochs 0: give a number"),
+        (["train", "-q", "fixed", "-N", "0", "x.xml"], "--epochs 0: give a number"),
         (["train", "-F", "1.5", "x.xml"], "--freq 1.5: above 1 it must be a whole number"),
         (["train", "-i", "a", "--resume", "b", "x.xml"], "--load and --resume exclude each other"),
         (["-d", "abacus", "train", "x.xml"], "--device abacus: unknown"),

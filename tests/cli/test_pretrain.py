@@ -56,9 +56,11 @@ def refusal(tmp_path: Path, *arguments: object) -> str:
         (["-mp", "1.5"], "--mask-probability"),
         (["-nn", "0"], "--num-negatives"),
         (["-lt", "0"], "--logit-temp"),
+        (["-lt", "0.001"], "--logit-temp"),
         (["-lt", "-1"], "--logit-temp"),
         (["--negatives", "some"], "--negatives"),
         (["--warmup", "-1"], "--warmup"),
+        (["-N", "0"], "--epochs 0"),
         (["-s", "[1,16,0,1 Cr3,3,6 S1(1x0)1,3 Lbx4 O1c5]"], "output layer"),
         (["-s", "[1,16,0,1 Cr3,3,6 S1(1x0)1,3]"], "no recurrent layer"),
         (["-s", "[1,16,0,1 Cr3,3,6 S1(1x0)1,3 Lbx4 Mp1,2 Lbx4]"], "other columns"),
@@ -111,3 +113,7 @@ def test_a_spec_that_is_not_that_of_the_weights(images: list[Path], tmp_path: Pa
     resumed = invoke("train", "--resume", tmp_path / "done", "-f", "path", *with_text(tmp_path))
     assert resumed.exit_code == 2
     assert "ketos pretrain" in resumed.stderr
+    for again in (("--resume", tmp_path / "done"), ("--resume", "auto", "-o", tmp_path / "done")):
+        resumed = invoke("train", *again)
+        assert resumed.exit_code == 2
+        assert "a run of `ketos pretrain`, which `ketos train` cannot go on with" in resumed.stderr

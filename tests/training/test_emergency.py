@@ -288,4 +288,5 @@ def test_a_validation_after_nothing_but_bad_steps_goes_on(
     bad = Harm(place=LOSS, calls=(1, 2, 3), do="infinite")
     server.run(*training(lines_arrow, tmp_path / "run", *OFTEN, epochs=1), harm=[bad])
     text = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
-    assert [json.loads(row)["train_loss"] == "nan" for row in text.splitlines()] == [True, False, False]
+    ends = [json.loads(row)["train_loss"] for row in text.splitlines()]
+    assert [each == "nan" for each in ends] == [True, False, False, False]

@@ -20,7 +20,7 @@ from distrib.model.codec import Codec
 from distrib.model.vgsl import VGSLNetwork
 from distrib.model.weights import RecognitionModel, load_weights, save_weights
 from distrib.stream.lines import LineCollection
-from distrib.training.fine_tuning import FineTuning, fine_tuning, mismatches
+from distrib.training.fine_tuning import FineTuning, fine_tuning, mismatches, refuse_other_spec
 from distrib.training.models import codec_notes, load_model, read_codec
 
 from .conftest import TINY_SPEC
@@ -29,6 +29,7 @@ from .untrained import write_untrained
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,"
 PATH = Path("m.safetensors")
+WITH_DROPOUT = "[1,16,0,1 Cr3,3,4 Do S1(1x0)1,3 Lbx4 O1c3]"
 
 
 def data(
@@ -161,6 +162,9 @@ def test_another_spec_than_that_of_the_weights_is_refused(weights: Path) -> None
     """It would be ignored without a word."""
     for spec in (DEFAULT_SPEC, TINY_SPEC, TINY_SPEC.replace("Lbx16", "Lbx{rnn}16")):
         tune(weights, spec=spec)
+    refuse_other_spec("[1,16,0,1 Cr3,3,4,1,1 Do0.5,1 S1(1x0)1,3 Gbx4]", VGSLNetwork(WITH_DROPOUT))
+    with pytest.raises(InputError, match="another network"):
+        refuse_other_spec("[1,16,0,1 Cr3,3,4 Do0.4 S1(1x0)1,3 Lbx4]", VGSLNetwork(WITH_DROPOUT))
     with pytest.raises(InputError, match=r"--spec .*Lbx17.* than its weights are of, .*leave --spec out"):
         tune(weights, spec=TINY_SPEC.replace("16 ", "17 "))
 

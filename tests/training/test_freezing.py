@@ -95,6 +95,8 @@ def test_all_parameters_are_in_one_group() -> None:
     assert len(learner().configure_optimizers().param_groups) == 1
 
 
-def test_a_network_without_output_layer_is_refused() -> None:
-    with pytest.raises(InputError, match="--freeze-backbone"):
-        Backbone(VGSLNetwork(SPEC), frozen_for=5)
+@pytest.mark.parametrize("output", ["", " O1s5", " O2l3"])
+def test_a_network_that_ends_in_no_ctc_layer_is_refused(output: str) -> None:
+    """Another last layer than the one that is trained would be left to learn alone."""
+    with pytest.raises(InputError, match=r"no (CTC )?output layer"):
+        Backbone(VGSLNetwork(SPEC.replace("]", f"{output}]")), frozen_for=5)

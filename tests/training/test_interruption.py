@@ -28,7 +28,7 @@ from .launching import rows
 WRITING = "distrib.runtime.checkpoints.store:write_file"
 LEAVING = "distrib.training.run:newest_first"
 """Called when everything is saved, and Lightning has torn down what it had set up."""
-LOADING = "distrib.training.learner:Learner.configure_optimizers"
+LOADING = "distrib.training.recognition:RecognitionModule.configure_optimizers"
 
 signals = st.lists(st.sampled_from([None, *STOP_SIGNALS]), min_size=1, max_size=4)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -162,6 +164,57 @@ def test_a_pool_of_one_process_holds_columns_of_all_lines_but_never_padding() ->
         logits = torch.cosine_similarity(context[0, own][None], torch.cat([targets[:1, own], chosen]), dim=1)
         expected = (logits / 0.1).logsumexp(0) - logits[0] / 0.1
         assert float(found.losses[0, own]) == pytest.approx(float(expected), abs=1e-4)
+
+
+class Thread(Processes):
+    """A process that is a thread of this one; ``shared`` has a place for each."""
+
+    def __init__(self, rank: int, shared: list[Tensor], meeting: threading.Barrier) -> None:
+        super().__init__(Topology(rank=rank, world_size=len(shared), local_world_size=len(shared)))
+        self._shared, self._meeting = shared, meeting
+
+    def sum_tensor(self, tensor: Tensor) -> Tensor:
+        self._shared[self.topology.rank] = tensor.clone()
+        self._meeting.wait()
+        tensor.copy_(sum(self._shared, torch.zeros_like(tensor)))
+        self._meeting.wait()
+        return tensor
+
+
+def test_the_gradient_through_a_pool_is_that_of_the_loss_of_all_processes() -> None:
+    """Were it that of a process's own loss alone, what is learned would depend on how many there are."""
+    world = 3
+    batches = [columns(seed) for seed in range(world)]
+    batches[1] = batches[1][0][:, :0], batches[1][1][:, :0], batches[1][2][:, :0], batches[1][3]  # no line
+    whole = [unit(targets).requires_grad_(True) for _, targets, _, _ in batches]
+    apart = [targets.detach().clone().requires_grad_(True) for targets in whole]
+    shared, meeting = [torch.zeros(0)] * world, threading.Barrier(world, timeout=60)
+
+    def compared(rank: int, targets: Tensor, pool: Tensor, filled: Tensor) -> Tensor:
+        context, _, real, keys = batches[rank]
+        given = {"filled": filled, "negatives": K, "temperature": 0.3}
+        return against_pool(context, targets, real, keys, pool, **given).losses.sum()
+
+    def run(rank: int) -> None:
+        _, _, real, keys = batches[rank]
+        processes = Thread(rank, shared, meeting)
+        pool, filled = share_columns(apart[rank], real, keys[:1], negatives=K, processes=processes)
+        compared(rank, apart[rank], pool, filled).backward()
+
+    with ThreadPoolExecutor(world) as threads:
+        list(threads.map(run, range(world)))
+    alone = Processes(Topology())
+    parts = [
+        share_columns(targets, real, keys[:1], negatives=K, processes=alone)
+        for targets, (_, _, real, keys) in zip(whole, batches, strict=True)
+    ]
+    pool, filled = (torch.cat(each) for each in zip(*parts, strict=True))
+    assert filled.sum() == 2 * 4 * K
+    torch.stack([compared(rank, whole[rank], pool, filled) for rank in range(world)]).sum().backward()
+    for ours, theirs in zip(apart, whole, strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-5)
 
 
 def test_slots_that_nobody_filled_are_not_drawn() -> None:

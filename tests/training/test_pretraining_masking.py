@@ -64,9 +64,18 @@ def test_a_line_as_wide_as_a_mask_is_hidden_and_one_column_alone_is_not_predicte
     """A single hidden column has no other to be told from; the loss would be zero for nothing."""
     hidden = hide([4, 3, 5])
     assert hidden.masks.sum(dim=1).tolist() == [4, 0, 4]
-    single = hide([1, 9], width=1, probability=0.0001)
+    single = hide([1, 2], width=1, probability=0.0001)
     assert single.masks.sum(dim=1).tolist() == [1, 1]
     assert (single.total, single.counts.tolist()) == (0, [0, 0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(widths=st.lists(st.integers(3, 60), min_size=1, max_size=8), epoch=st.integers(0, 50))
+def test_rare_masks_of_one_column_leave_something_to_predict(widths: list[int], epoch: int) -> None:
+    """A run would end without a line that it could use, and blame the data."""
+    hidden = hide(widths, width=1, probability=0.0001, epoch=epoch)
+    assert hidden.counts.tolist() == [2] * len(widths)
+    assert hidden.masks.sum(dim=1).tolist() == [2] * len(widths)
 
 
 def test_gathered_columns_are_the_hidden_ones_in_order() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from distrib.config.fields import info_of
 from distrib.config.learning import Pretrain
 from distrib.errors import InputError
 from distrib.model.pretrained import NO_ALPHABET
@@ -200,7 +202,21 @@ def test_augmentation_is_never_validated_on() -> None:
         scores.append(learner.scores)
     assert scores[0] == scores[1]
     assert 0 < learner.score_of(scores[0]) < 1
-    assert f"{scores[0]['val_ce']:.4f}" in learner.describe(scores[0])
+    named = f"cross-entropy {scores[0]['val_ce']:.4f}"
+    assert named in learner.describe(scores[0])
+    assert learner.describe_score(learner.score_of(scores[0])) == named
+    assert "-" not in learner.describe_score(1.0).removeprefix("cross-entropy")
+    assert learner.describe_score(0.0).startswith("cross-entropy 7")
+
+
+def test_the_lowest_temperature_leaves_scores_apart() -> None:
+    """Scores that are all zero would never improve, and the best model be the latest."""
+    lowest = next(each for each in fields(Pretrain) if each.name == "logit_temp")
+    temperature = info_of(lowest).minimum
+    assert temperature is not None
+    learner = module(logit_temp=temperature)
+    worst = 2 / temperature + math.log(1 + learner.options.num_negatives)
+    assert learner.score_of({"val_ce": worst}) < learner.score_of({"val_ce": worst - 1e-3})
 
 
 def test_the_warm_up_counts_samples() -> None:
@@ -209,7 +225,7 @@ def test_the_warm_up_counts_samples() -> None:
 
 
 def measured(vectors: Tensor) -> tuple[float, float]:
-    directions = Directions(vectors.shape[1], torch.device("cpu"))
+    directions = Directions(vectors.shape[1])
     for part in vectors.split(100):
         directions.add(torch.nn.functional.normalize(part, dim=1))
     return directions.measure(ALONE)
@@ -230,7 +246,17 @@ def test_spread_and_rank_tell_collapse_from_variety() -> None:
     spread, rank = measured(torch.ones(32) + 0.01 * noise)
     assert spread < 0.02
     assert rank == pytest.approx(1, abs=0.02)
-    assert Directions(4, torch.device("cpu")).measure(ALONE) == (0.0, 0.0)
+    assert Directions(4).measure(ALONE) == (0.0, 0.0)
+
+
+def test_directions_are_counted_past_single_precision() -> None:
+    """From 2**24 columns on, a hundred thousand lines, the count would stand still and the moments grow."""
+    directions = Directions(2)
+    many = torch.tensor([[1.0, 0.0]]).expand(2**22, 2)
+    for _ in range(5):
+        directions.add(many)
+    directions.add(torch.tensor([[0.0, 1.0]] * 3))
+    assert float(directions._moments[0, 0]) == 5 * 2**22 + 3
 
 
 def test_collapse_is_said_once_when_it_happens() -> None:

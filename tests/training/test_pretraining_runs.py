@@ -22,6 +22,7 @@ from .launching import rows, unlike
 
 SPEC = "[1,16,0,1 Cr3,7,6 Mp4,4 S1(1x0)1,3 Lbx8]"
 STEPS_AN_EPOCH = 3
+STRATEGIES = ["ddp", "fsdp", pytest.param("deepspeed_stage_2", marks=pytest.mark.deepspeed)]
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +181,7 @@ def test_killed_and_resumed_it_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "strategy", ["ddp", "fsdp", pytest.param("deepspeed_stage_2", marks=pytest.mark.deepspeed)]
-)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_walk_the_curve_of_one(
     server: Server, done: Path, sample: Path, tmp_path: Path, strategy: str
 ) -> None:
@@ -196,10 +195,12 @@ def test_two_processes_walk_the_curve_of_one(
 
 
 @pytest.mark.slow
-def test_negatives_of_all_processes(server: Server, sample: Path, done: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_negatives_of_all_processes(server: Server, sample: Path, tmp_path: Path, strategy: str) -> None:
     """A process that has no lines left in a step takes part all the same, or nobody would ever answer."""
     run = tmp_path / "run"
     batches = ["-B", 1, "--global-batch-size", 3]  # two processes share three lines
-    server.run(*words(run, "--negatives", "all", *batches, *images(sample)), processes=2)
+    options = words(run, "--negatives", "all", "--strategy", strategy, *batches, *images(sample))
+    server.run(*options, processes=2)
     assert len(losses(run)) > STEPS_AN_EPOCH
     assert all(0 < loss < 10 for loss in losses(run))

@@ -62,7 +62,9 @@ class DataParallel(_WholeState, DDPStrategy):
         return context
 
     def without_part(self, parameters: Iterable[nn.Parameter]) -> torch.Tensor | float:
-        """DDP averages all gradients, and waits until it has been given each."""
+        """DDP averages all gradients, and waits until it has been given each: with the last micro-batch."""
+        if not getattr(self.model, "require_backward_grad_sync", True):
+            return 0.0
         return sum(each.flatten()[0] for each in parameters) * 0.0
 
 

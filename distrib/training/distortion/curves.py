@@ -1,4 +1,4 @@
-"""What the distortions share: smooth curves along a line, and the padding to the right of it."""
+"""What the distortions share: numbers of lines on their way to the device, and smooth curves along a line."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ import torch
 from distrib.training.distortion.draws import Floats
 
 
-def tensor(values: npt.NDArray[np.generic], like: torch.Tensor) -> torch.Tensor:
-    """Values on the device of ``like``; those that are floats, in its type."""
-    result = torch.from_numpy(np.ascontiguousarray(values))
-    return result.to(like.device, like.dtype if result.is_floating_point() else result.dtype)
+def sent(values: npt.NDArray[np.integer], device: torch.device) -> torch.Tensor:
+    """Integers on a device, which is not waited for."""
+    return _sent(torch.from_numpy(np.ascontiguousarray(values)), device)
 
 
-def clear_padding(images: torch.Tensor, widths: npt.NDArray[np.int64]) -> torch.Tensor:
-    """Set the columns from a line's width on to zero, in place; images (N, C, H, W), widths (N,)."""
-    if widths.size and int(widths.min()) < images.shape[3]:
-        columns = torch.arange(images.shape[3], device=images.device)
-        inside = columns < tensor(widths, images)[:, None]
-        images.mul_(inside[:, None, None, :])
-    return images
+def sent_together(like: torch.Tensor, *values: npt.NDArray[np.number]) -> list[torch.Tensor]:
+    """Arrays of numbers on the device of ``like`` and in its type, of floats; they go there as one."""
+    flat = np.concatenate([each.ravel() for each in values], dtype=np.float64)
+    together = _sent(torch.from_numpy(flat).to(like.dtype), like.device)
+    parts = torch.split(together, [each.size for each in values])
+    return [part.view(each.shape) for part, each in zip(parts, values, strict=True)]
+
+
+def _sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    # From memory that may be moved a copy would wait for all that the GPU still has to do.
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def knots(lengths: Floats, spacing: Floats) -> int:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as functional
 
-from distrib.training.distortion.curves import clear_padding, knots, smooth_curves, tensor
+from distrib.training.distortion.curves import knots, sent_together, smooth_curves
 from distrib.training.distortion.draws import Draws, Floats
 
 CUT = 0.03
@@ -148,12 +148,11 @@ def warp(images: torch.Tensor, widths: npt.NDArray[np.int64], geometry: Geometry
     height, width = images.shape[2:]
     full = (1 << (width - 1).bit_length(), 1 << (height - 1).bit_length())
     places = _places(images, widths, geometry)
-    scale = torch.tensor([2 / (_FINENESS * side) for side in full])
-    offset = torch.tensor([1 / side - 1 for side in full])
-    places.mul_(scale.to(places)).add_(offset.to(places))
+    sides = np.array(full)
+    scale, offset = sent_together(images, 2 / (_FINENESS * sides), 1 / sides - 1)
+    places.mul_(scale).add_(offset)
     framed = functional.pad(images, (0, full[0] - width, 0, full[1] - height))
-    bent = functional.grid_sample(framed, places, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return clear_padding(bent, widths)
+    return functional.grid_sample(framed, places, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def _places(images: torch.Tensor, widths: npt.NDArray[np.int64], geometry: Geometry) -> torch.Tensor:
@@ -163,10 +162,12 @@ def _places(images: torch.Tensor, widths: npt.NDArray[np.int64], geometry: Geome
     curves along the line: nothing but that polynomial is evaluated for each pixel.
     """
     height, width = images.shape[2:]
-    column = {
-        name: tensor(values, images)[:, None] for name, values in vars(geometry).items() if values.ndim == 1
-    }
-    middle = (tensor(widths, images).to(images.dtype)[:, None] - 1) / 2
+    fields = vars(geometry) | {"bends": geometry.bends * height}
+    wide, *numbers = sent_together(images, widths, *fields.values())
+    of_line = dict(zip(fields, numbers, strict=True))
+    bends = of_line.pop("bends")
+    column = {name: values[:, None] for name, values in of_line.items()}
+    middle = (wide[:, None] - 1) / 2
     across = torch.arange(width, device=images.device, dtype=images.dtype) - middle
     relative = across / middle.clamp(min=0.5)
     # A line that grows smaller to one end does so in both directions; its ends stay where they are.
@@ -176,7 +177,6 @@ def _places(images: torch.Tensor, widths: npt.NDArray[np.int64], geometry: Geome
     slant_x = height * (column["shear"] - column["slope"])
     slant_y = height * (column["zoom_y"] + column["perspective"] * relative)
 
-    bends = tensor(geometry.bends * height, images)
     curves = smooth_curves(bends.flatten(1, 2), column["spacing"][:, 0] * height, width)
     top, centre, bottom = curves.reshape(-1, 2, 3, width).permute(0, 3, 1, 2).unbind(3)
     constant = torch.stack([base_x, base_y], dim=2) + (top + bottom + 2 * centre) / 4

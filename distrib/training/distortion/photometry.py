@@ -1,7 +1,8 @@
 """How the ink of a line looks: stroke weight, blur, erased spots, contrast, shading and noise.
 
-Images are float (N, C, H, W) in 0..1, ink high; widths (N,). What is returned is as large and has paper (0)
-from a line's width on, wherever the batch ends: a line looks the same in any batch.
+Images are float (N, C, H, W) in 0..1, ink high, and have paper (0) from a line's width on; widths (N,). What
+is returned is as large, and the same up to a line's width wherever the batch ends. Past it there may be ink,
+which the caller has to take away: a line then looks the same in any batch.
 """
 
 from __future__ import annotations
@@ -14,40 +15,39 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as functional
 
-from distrib.training.distortion.curves import clear_padding, knots, smooth_curves, tensor
+from distrib.training.distortion.curves import knots, sent, sent_together, smooth_curves
 from distrib.training.distortion.draws import Draws, Floats
 
 Widths = npt.NDArray[np.int64]
 
 
-def change_strokes(images: torch.Tensor, widths: Widths, amounts: Floats) -> torch.Tensor:
+def change_strokes(images: torch.Tensor, amounts: Floats) -> torch.Tensor:
     """Strokes a pixel thicker on each side where ``amounts`` (N,) is 1 and thinner where it is -1.
 
     In between, a mixture of that and the original: grey dilation and erosion by a cross of 3 pixels.
     """
-    sign = tensor(np.where(amounts < 0, -1.0, 1.0), images)[:, None, None, None]
+    signs, sizes = sent_together(images, np.where(amounts < 0, -1.0, 1.0), np.abs(amounts))
+    sign = signs[:, None, None, None]
     signed = images * sign
     around = _framed(signed, 1, 1)
     most = torch.maximum(signed, around[:, :, 1:-1, :-2])
     for neighbour in (around[:, :, 1:-1, 2:], around[:, :, :-2, 1:-1], around[:, :, 2:, 1:-1]):
         torch.maximum(most, neighbour, out=most)
-    change = most.mul_(sign).sub_(images).mul_(tensor(np.abs(amounts), images)[:, None, None, None])
-    return clear_padding(change.add_(images), widths)
+    return most.mul_(sign).sub_(images).mul_(sizes[:, None, None, None]).add_(images)
 
 
-def blur(images: torch.Tensor, widths: Widths, sigmas: Floats) -> torch.Tensor:
+def blur(images: torch.Tensor, sigmas: Floats) -> torch.Tensor:
     """Gaussian blur, ``sigmas`` (N, 2) pixels in x and in y."""
-    for axis, dimension in ((0, 3), (1, 2)):
-        weights = _gaussian(sigmas[:, axis])
+    of_axes = sent_together(images, _gaussian(sigmas[:, 0]), _gaussian(sigmas[:, 1]))
+    for weights, dimension in zip(of_axes, (3, 2), strict=True):
         radius = weights.shape[1] - 1
         size = images.shape[dimension]
         around = _framed(images, radius, 0) if dimension == 3 else _framed(images, 0, radius)
-        of_line = tensor(weights, images)[:, :, None, None, None].unbind(1)
+        of_line = weights[:, :, None, None, None].unbind(1)
         images = images * of_line[0]
         for step in range(1, radius + 1):
             left = around.narrow(dimension, radius - step, size)
             images += (left + around.narrow(dimension, radius + step, size)).mul_(of_line[step])
-        clear_padding(images, widths)
     return images
 
 
@@ -129,15 +129,17 @@ class Tone(NamedTuple):
         return Tone(*(values[chosen] for values in self))
 
 
-def change_tone(images: torch.Tensor, widths: Widths, tone: Tone) -> torch.Tensor:
+def change_tone(images: torch.Tensor, tone: Tone) -> torch.Tensor:
     """Apply contrast, brightness, a gamma-like curve and uneven light."""
-    controls = tensor(np.stack([tone.paper, tone.ink], axis=1), images)
-    shades = smooth_curves(controls, tensor(tone.spacing, images), images.shape[3])
+    controls, spacing, curves = sent_together(
+        images, np.stack([tone.paper, tone.ink], axis=1), tone.spacing, tone.curve
+    )
+    shades = smooth_curves(controls, spacing, images.shape[3])
     paper, ink = shades[:, :, None, None, :].unbind(1)
-    curve = tensor(tone.curve, images)[:, None, None, None]
+    curve = curves[:, None, None, None]
     # x + c x (1 - x): a power would do as well, but has other bits in other places of a batch.
     toned = (images * -curve).add_(1 + curve).mul_(images)
-    return clear_padding(toned.mul_(ink - paper).add_(paper), widths)
+    return toned.mul_(ink - paper).add_(paper)
 
 
 def draw_tone(draws: Draws, widths: Widths, height: int, strength: float) -> Tone:
@@ -156,21 +158,23 @@ def draw_tone(draws: Draws, widths: Widths, height: int, strength: float) -> Ton
     )
 
 
-def add_noise(images: torch.Tensor, widths: Widths, draws: Draws, deviations: Floats) -> torch.Tensor:
+def add_noise(images: torch.Tensor, draws: Draws, deviations: Floats) -> torch.Tensor:
     """Nearly normal noise of standard ``deviations`` (N,), the same in all channels, cut off at 0 and 1.
 
     A pixel's noise is a hash of random numbers that its row and its column have.
     """
     height, width = images.shape[2:]
-    rows = tensor(_int32(draws.bits("noise of a row", height)), images)
-    columns = tensor(_int32(draws.bits("noise of a column", width)), images)
+    random = [draws.bits("noise of a row", height), draws.bits("noise of a column", width)]
+    hashes = sent(_int32(np.concatenate(random, axis=1)), images.device)
+    rows, columns = hashes[:, :height], hashes[:, height:]
     hashed = rows[:, None, :, None] + columns[:, None, None, :]
     for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39)):
         hashed.bitwise_xor_((hashed >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(factor)
     # The sum of two uniform numbers of 16 bits, whose variance is 2**32 / 6, is near enough to a normal one.
     noise = (hashed >> 16).add_((hashed << 16) >> 16).to(images.dtype)
-    noise.mul_(tensor(deviations * np.sqrt(6) / 2**16, images)[:, None, None, None])
-    return clear_padding((images + noise).clamp_(0, 1), widths)
+    (factors,) = sent_together(images, deviations * np.sqrt(6) / 2**16)
+    noise.mul_(factors[:, None, None, None])
+    return (images + noise).clamp_(0, 1)
 
 
 def _int32(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:

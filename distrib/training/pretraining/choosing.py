@@ -19,7 +19,7 @@ from distrib.runtime.checkpoints.contents import model_from_checkpoint
 from distrib.runtime.checkpoints.reader import CheckpointReader
 from distrib.stream.lines import LineCollection
 from distrib.stream.widths import input_widths
-from distrib.training.choosing import Chosen
+from distrib.training.choosing import Chosen, refuse_unlike_heights
 from distrib.training.fine_tuning import mismatches, refuse_other_spec
 from distrib.training.models import line_type_of, load_model, network_input_of, new_model
 from distrib.training.preparation import LineSets
@@ -38,6 +38,8 @@ def choose_pretraining(options: Pretrain, sets: LineSets, checkpoint: Checkpoint
     """
     model, warnings = _model(options, sets.training, checkpoint)
     tap = checked_tap(model.network)
+    if options.augment:
+        refuse_unlike_heights(model.network)
     network_input = network_input_of(model, padding=options.padding)
     for name, collection, lines in (
         ("training", sets.training, sets.training_lines),

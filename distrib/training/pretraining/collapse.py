@@ -18,21 +18,22 @@ LEAST_SPREAD = 0.05
 
 
 class Directions:
-    """Sums over vectors (n, D) of length one."""
+    """Sums over vectors (n, D) of length one, in float64: float32 stops counting at 2**24 of them."""
 
-    def __init__(self, dimensions: int, device: torch.device) -> None:
-        self._moments = torch.zeros((dimensions + 1, dimensions + 1), dtype=torch.float32, device=device)
+    def __init__(self, dimensions: int) -> None:
+        self._moments = torch.zeros((dimensions + 1, dimensions + 1), dtype=torch.float64)
 
     def add(self, vectors: Tensor) -> None:
-        """Count vectors (n, D)."""
+        """Count vectors (n, D); waits for their device."""
         vectors = vectors.detach().float()
         # With a one in front the products hold sums and the count as well.
         vectors = torch.cat([torch.ones_like(vectors[:, :1]), vectors], dim=1)
-        self._moments += vectors.T @ vectors
+        # Converted on the CPU, since not every device has float64.
+        self._moments += (vectors.T @ vectors).cpu().double()
 
     def measure(self, processes: Processes) -> tuple[float, float]:
         """(spread, effective rank) of the vectors of all processes; zeros without any. A collective."""
-        moments = processes.sum_tensor(self._moments.cpu().double())
+        moments = processes.sum_tensor(self._moments)
         count = float(moments[0, 0])
         if not count:
             return 0.0, 0.0

@@ -4,7 +4,8 @@ As in wav2vec 2.0 (Baevski et al. 2020) each column starts a mask of ``width`` c
 masks may overlap. What a line gets follows from its number, its width, the seed and the epoch alone: neither
 the batch that it is in, nor its padding, nor the number of processes changes it. Two things differ from the
 paper, since text lines can be short: a line in which no mask began gets one, and so does, in place of those
-that were drawn, one of which nothing would be left to see.
+that were drawn, one of which nothing would be left to see. Where masks are of one column it gets two, since a
+column is predicted by telling it from others.
 """
 
 from __future__ import annotations
@@ -74,11 +75,14 @@ def hide_columns(
         widths, lines, seed=seed, epoch=epoch, probability=probability, width=width, purpose=purpose
     )
     hidden = masks.sum(dim=1)
-    amiss = ((hidden == 0) | (hidden == widths)) & (widths >= width)
+    amiss = ((hidden < _FEWEST) | (hidden == widths)) & (widths >= width)
     for row in amiss.nonzero().flatten().tolist():
-        start = _draw(int(widths[row]) - width + 1, seed, epoch, int(lines[row]), purpose)
+        columns, place = int(widths[row]), (seed, epoch, int(lines[row]), purpose)
+        start = _draw(columns - width + 1, *place)
         masks[row] = False
         masks[row, start : start + width] = True
+        if width < _FEWEST < columns:
+            masks[row, (start + 1 + _draw(columns - 1, *place, 1)) % columns] = True
     counts = masks.sum(dim=1)
     counts[counts < _FEWEST] = 0
     longest = int(counts.max()) if len(counts) else 0

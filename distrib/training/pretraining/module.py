@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import ClassVar, Literal
@@ -71,7 +72,7 @@ class PretrainingModule(Learner):
         self._augment = Augmentation(options.augment_strength) if options.augment else None
         self._hidden: dict[tuple[int, ...], HiddenColumns] = {}
         self._counts = torch.zeros(3, dtype=torch.float64)
-        self._directions = Directions(1, torch.device("cpu"))
+        self._directions = Directions(1)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Warn of features that collapse."""
@@ -128,7 +129,7 @@ class PretrainingModule(Learner):
 
     def begin_validation(self) -> None:
         self._counts = torch.zeros(3, dtype=torch.float64)
-        self._directions = Directions(output_size(self.network), self.device)
+        self._directions = Directions(output_size(self.network))
 
     def validation_step(self, batch: LineBatch, batch_index: int) -> None:
         """As of every learner; with the first batch, some lines are kept to prove the export by."""
@@ -152,9 +153,10 @@ class PretrainingModule(Learner):
         with self._in_full():
             found = self._compare(context, targets, hidden, keys)
             own = hidden.real(self.device)
+            sums = torch.stack([found.losses.sum(), found.right.sum().float()])
             self._directions.add(unit(targets)[own])
-        self._counts[0] += found.losses.sum().double().cpu()
-        self._counts[1] += found.right.sum().double().cpu()
+        # Converted on the CPU, since not every device has float64.
+        self._counts[:2] += sums.cpu().double()
         self._counts[2] += hidden.total
 
     def validation_counts(self) -> list[float]:
@@ -176,6 +178,9 @@ class PretrainingModule(Learner):
     def score_of(self, scores: Mapping[str, float]) -> float:
         """The probability of the right choice, as a geometric mean over hidden columns."""
         return math.exp(-scores["val_ce"])
+
+    def describe_score(self, score: float) -> str:
+        return f"cross-entropy {abs(math.log(max(score, sys.float_info.min))):.4f}"
 
     def describe(self, scores: Mapping[str, float]) -> str:
         return (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,24 +20,38 @@ def share_columns(
     """Columns of the lines of all processes, as (P, D) and which of them are there, bool (P,).
 
     ``targets`` (N, M, D) are unit vectors, of which those that are ``real`` bool (N, M) are lines' own; each
-    process gives some, drawn as ``key`` int64 (1,) says, none where it has none. Only its own have a
-    gradient. A collective.
+    process gives some, drawn as ``key`` int64 (1,) says, none where it has none. What processes learn by
+    comparing with a column goes back to the one whose it is, so that the gradient is that of the loss of all,
+    however many they are. A collective, and its backward pass is one.
     """
-    size = negatives * _FOR_EACH_NEGATIVE
-    dimensions = targets.shape[2]
-    own = targets.reshape(-1, dimensions)[_chosen(real, key, size)] if targets.shape[1] else None
-    rank, world_size = processes.topology.rank, processes.topology.world_size
-    slots = targets.new_zeros((world_size, size, dimensions + 1))
-    if own is not None:
-        slots[rank, :, :dimensions] = own.detach()
-        slots[rank, :, dimensions] = real.any()
-    # A sum of what is zero elsewhere: all slots at every process.
-    slots = processes.sum_tensor(slots)
-    filled = slots[:, :, dimensions].flatten() > 0
-    others = slots[:, :, :dimensions]
-    if own is None:
-        return others.flatten(0, 1), filled
-    return torch.cat([*others[:rank], own, *others[rank + 1 :]]), filled
+    size, dimensions = negatives * _FOR_EACH_NEGATIVE, targets.shape[2]
+    if targets.shape[1]:
+        own = targets.flatten(0, 1)[_chosen(real, key, size)]
+    else:
+        # Of nothing, and yet with a gradient: the others wait for it.
+        own = targets.sum() + targets.new_zeros((size, dimensions))
+    there = real.any().to(own.dtype).expand(size, 1)
+    slots: Tensor = _Exchanged.apply(torch.cat([own, there], dim=1), processes)  # type: ignore[no-untyped-call]
+    return slots[:, :dimensions], slots[:, dimensions] > 0
+
+
+class _Exchanged(torch.autograd.Function):
+    """Rows (n, d) of each process, after one another (W * n, d); their gradient is summed over processes."""
+
+    @staticmethod
+    def forward(context: Any, own: Tensor, processes: Processes) -> Tensor:
+        context.processes = processes
+        slots = own.new_zeros((processes.topology.world_size, *own.shape))
+        slots[processes.topology.rank] = own
+        # A sum of what is zero elsewhere: all slots at every process.
+        return processes.sum_tensor(slots).flatten(0, 1)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        processes: Processes = context.processes
+        # Summed in place, and not in what autograd may still use.
+        slots = processes.sum_tensor(gradients[0].clone(memory_format=torch.contiguous_format))
+        return slots.chunk(processes.topology.world_size)[processes.topology.rank], None
 
 
 def _chosen(real: Tensor, key: Tensor, size: int) -> Tensor:

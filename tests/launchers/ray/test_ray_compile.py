@@ -19,7 +19,7 @@ def _ketos(*words: object) -> str:
         text=True,
         check=False,
         env=os.environ,
-        timeout=200,
+        timeout=400,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -29,7 +29,7 @@ def test_the_commands_of_the_readme_give_the_weights_of_a_local_run(
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=400,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "train on ray, done" in done.stdout

@@ -26,7 +26,7 @@ def test_the_commands_of_the_readme_give_the_weights_of_a_local_run(
     def run(script: str) -> str:
         words = ["sh", "-ec", script]
         done = subprocess.run(
-            words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=200
+            words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=400
         )
         assert done.returncode == 0, done.stdout + done.stderr + cluster.told()
         return done.stdout
