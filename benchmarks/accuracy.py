@@ -1,7 +1,7 @@
 """Accuracy epoch by epoch beside kraken's: the same data, split, network and settings for both.
 
     python benchmarks/accuracy.py --kraken PATH_TO_KETOS [--data FOLDER] [--epochs N] [--seeds N]
-                                  [--sets NAME …] [--keep FILE.json]
+                                  [--sets NAME …] [--base WEIGHTS] [--keep FILE.json]
 
 Both train on data sets that the peer has compiled where it is at hand, else on our own. The peer's curve is
 read from its TensorBoard log, so the package tensorboard must be in its environment.
@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from common import OURS, one_core, parser
-from curves import Curves, learn, learning_options
+from curves import Curves, learn, learning_options, start
 from real_sets import SETS, at_hand, compiled
 
 _READ_LOG = """
@@ -55,8 +55,8 @@ def main() -> None:
         for title in at_hand(arguments.sets or SETS, arguments.data):
             training, validation = compiled(title, arguments.data, folder, program=peer or OURS)
             for seed in range(1, arguments.seeds + 1):
-                top = f"--workers 1 --threads 1 --seed {seed} train -f binary -B 8 -r 1e-3 -q fixed"
-                words = [*shlex.split(top), "-N", arguments.epochs, "-s", arguments.spec]
+                top = f"--workers 0 --threads 1 --seed {seed} train -f binary -B 4 -r 1e-3 -q fixed"
+                words = [*shlex.split(top), "-N", arguments.epochs, *start(arguments)]
                 words += ["-t", training, "-e", validation]
                 if peer:
                     curves.take(f"{title}/kraken/{seed}", partial(peer_curve, peer, words), folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common import OURS, one_core
 
-SMALL = "[1,48,0,1 Cr3,9,16 Mp2,2 Cr3,7,32 Mp2,2 S1(1x0)1,3 Lbx96 Do0.1,2 Lbx96 Do]"
+SMALL = "[1,40,0,1 Cr3,5,16,2,2 Cr3,5,32,2,2 S1(1x0)1,3 Lbx96 Do0.1,2 Lbx96 Do]"
 _SHOWN = (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 40, 60)
 
 
@@ -21,7 +21,15 @@ def learning_options(options: argparse.ArgumentParser, *, epochs: int, seeds: in
     options.add_argument("--epochs", type=int, default=epochs, help="epochs to train for")
     options.add_argument("--seeds", type=int, default=seeds, help="runs of each, with seeds 1, 2, …")
     options.add_argument("--sets", nargs="+", help="data sets by name")
+    options.add_argument("--base", type=Path, help="weights to start from, instead of fresh ones of --spec")
     options.add_argument("--keep", type=Path, help="JSON file of curves that are known already")
+
+
+def start(arguments: argparse.Namespace) -> list[object]:
+    """The words of what a training starts from."""
+    if arguments.base is None:
+        return ["-s", arguments.spec]
+    return ["-i", arguments.base, "--resize", "union"]
 
 
 class Curves:

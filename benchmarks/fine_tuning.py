@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from common import OURS, one_core, parser
-from curves import Curves, best_weights, learn, learning_options
+from curves import Curves, best_weights, learn, learning_options, start
 from real_sets import SETS, at_hand, compiled
 
 _ERRORS = re.compile(r"(\d+)\s+Errors", re.IGNORECASE)
@@ -37,8 +37,9 @@ def main() -> None:
     """Train, and print a table for each set."""
     options = parser(__doc__ or "")
     learning_options(options, epochs=6, seeds=3)
-    options.add_argument("--base", type=Path, required=True, help="weights to start from")
     arguments = options.parse_args()
+    if arguments.base is None:
+        options.error("--base is missing: the weights to fine-tune")
     curves = Curves(arguments.keep)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -49,10 +50,10 @@ def main() -> None:
                 words = [*shlex.split(top), "-N", arguments.epochs, "-t", training, "-e", validation]
                 starts = {
                     "from scratch": ["-s", arguments.spec],
-                    "fine-tuned, union": ["-i", arguments.base, "--resize", "union"],
+                    "fine-tuned, union": start(arguments),
                 }
-                for what, start in starts.items():
-                    given = [*words, *start]
+                for what, begin in starts.items():
+                    given = [*words, *begin]
                     curves.take(f"{title}/{what}/{seed}", partial(learn, given), folder)
                 tuned = folder / f"{title}-fine-tuned, union-{seed}"
                 if arguments.kraken and tuned.is_dir():

@@ -1,7 +1,7 @@
 """What each of the options that make learning easier gives: accuracy on real lines with it and without.
 
     python benchmarks/gains.py [--data FOLDER] [--epochs N] [--seeds N] [--sets NAME …] [--options NAME …]
-                               [--keep FILE.json]
+                               [--base WEIGHTS] [--keep FILE.json]
 
 All else is equal: data, split, network, rate, epochs, seeds.
 """
@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from common import OURS, parser
-from curves import Curves, learn, learning_options
+from curves import Curves, learn, learning_options, start
 from real_sets import SETS, at_hand, compiled
 
 OPTIONS = {
@@ -43,9 +43,9 @@ def main() -> None:
                 for what in arguments.options:
                     extra = OPTIONS[what].replace("cosine", f"cosine --cos-max {arguments.epochs}")
                     top = (
-                        f"--workers 1 --threads 1 --seed {seed} train -f binary -B 8 -r 1e-3 -q fixed {extra}"
+                        f"--workers 0 --threads 1 --seed {seed} train -f binary -B 4 -r 1e-3 -q fixed {extra}"
                     )
-                    words = [*shlex.split(top), "-N", arguments.epochs, "-s", arguments.spec]
+                    words = [*shlex.split(top), "-N", arguments.epochs, *start(arguments)]
                     words += ["-t", training, "-e", validation]
                     curves.take(f"{title}/{what}/{seed}", partial(learn, words), folder)
             curves.show(title)
