@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distrib.config.choices import DEFAULT_SPEC
-from distrib.config.learning import Train
+from distrib.config.learning import Learning, Train
 from distrib.errors import InputError
 from distrib.model.coreml import refuse_unfit
 from distrib.model.grammar import parse_spec
@@ -71,21 +71,29 @@ def fine_tuning(
             resized = resize_output(loaded, alphabet, _RESIZE_MODES[options.resize])
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    if options.weights_format == "coreml":
-        refuse_unfit(resized.network, options.checkpoint_path)
-    model = replace(
-        resized,
-        seg_type=line_type_of(training),
-        legacy_polygons=training.legacy_polygons,
-        metrics=[],
-        accuracy=[],
-        file_metadata={name: text for name, text in loaded.file_metadata.items() if name != KEY},
-    )
+    model = begun_anew(resized, options, training)
     warnings = [*_renamed(options), *mismatches(loaded, training, data="the training data", path=path)]
     return FineTuning(
         model=model,
         notes=(_FRESH,) if fresh else tuple(_alphabet_notes(options, loaded, alphabet)),
         warnings=(*warnings, *_other_reading(options, loaded, path)),
+    )
+
+
+def begun_anew(model: RecognitionModel, options: Learning, training: LineCollection) -> RecognitionModel:
+    """A loaded model as a run starts with it: of the training data's line type, and without a past.
+
+    Raises InputError where ``--weights-format`` cannot hold it.
+    """
+    if options.weights_format == "coreml":
+        refuse_unfit(model.network, options.checkpoint_path)
+    return replace(
+        model,
+        seg_type=line_type_of(training),
+        legacy_polygons=training.legacy_polygons,
+        metrics=[],
+        accuracy=[],
+        file_metadata={name: text for name, text in model.file_metadata.items() if name != KEY},
     )
 
 

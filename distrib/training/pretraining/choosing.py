@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,10 @@ from distrib.runtime.checkpoints.reader import CheckpointReader
 from distrib.stream.lines import LineCollection
 from distrib.stream.widths import input_widths
 from distrib.training.choosing import Chosen, refuse_unlike_heights
-from distrib.training.fine_tuning import mismatches, refuse_other_spec
-from distrib.training.models import line_type_of, load_model, network_input_of, new_model
+from distrib.training.fine_tuning import begun_anew, mismatches, refuse_other_spec
+from distrib.training.models import load_model, network_input_of, new_model
 from distrib.training.preparation import LineSets
 from distrib.training.pretraining.heads import checked_tap
-from distrib.training.provenance import KEY
 from distrib.training.survey import too_narrow
 from distrib.wording import plural
 
@@ -80,16 +78,7 @@ def _loaded(options: Pretrain, path: Path, training: LineCollection) -> tuple[Re
         model = loaded if loaded.codec == NO_ALPHABET else with_fresh_output(loaded, NO_ALPHABET)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    if options.weights_format == "coreml":
-        refuse_unfit(model.network, options.checkpoint_path)
-    model = replace(
-        model,
-        seg_type=line_type_of(training),
-        legacy_polygons=training.legacy_polygons,
-        metrics=[],
-        accuracy=[],
-        file_metadata={name: text for name, text in loaded.file_metadata.items() if name != KEY},
-    )
+    model = begun_anew(model, options, training)
     return model, mismatches(loaded, training, data="the training data", path=path)
 
 
