@@ -216,6 +216,7 @@ def compile_process(out: Path, sources: list[Path], *options: str, **popen: obje
     )
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_when_it_is_given_again(tmp_path: Path) -> None:
     """With worker processes, which must end with it and must not hold its lock."""
     write_sample(tmp_path / "sample", pairs=200, pages=0)

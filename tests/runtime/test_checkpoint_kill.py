@@ -79,7 +79,9 @@ def run_of(directory: Path, sharded: bool) -> Iterator[int]:
         yield number
 
 
-@pytest.mark.parametrize("sharded", [False, True], ids=["file", "folder"])
+@pytest.mark.parametrize(
+    "sharded", [pytest.param(False, id="file"), pytest.param(True, id="folder", marks=pytest.mark.slow)]
+)
 def test_killed_anywhere_a_save_leaves_a_whole_checkpoint(
     tmp_path: Path, sharded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
