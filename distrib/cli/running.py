@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -216,16 +216,15 @@ def _draw_rates(run: PreparedRun) -> None:
     from distrib.training.schedules import base_rate
 
     options, overview = run.options, run.overview
-    unit: Literal["steps", "samples"] = "samples" if isinstance(options, Pretrain) else "steps"
     base = base_rate(options, global_lines=overview.global_lines)
-    summary = rate_summary(options, base=base, warmup_unit=unit)
+    summary = rate_summary(options, base=base, warmup_unit=options.warmup_unit)
     click.echo(summary)
     points = curve(
         options,
         steps=overview.steps,
         epochs=epochs_shown(options),
         base=base,
-        warmup_unit=unit,
+        warmup_unit=options.warmup_unit,
         lines=overview.training_lines,
     )
     with written_whole(options.checkpoint_path / "learning_rate.svg") as file:

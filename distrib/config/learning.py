@@ -39,6 +39,9 @@ class Learning:
     command: ClassVar[str] = ""
     """The command whose options these are, and the section of the experiment file."""
 
+    warmup_unit: ClassVar[Literal["steps", "samples"]] = "steps"
+    """What ``--warmup`` counts."""
+
     def way_on(self, run: Path, *, saved: Path | None = None) -> str:
         """How the run in a directory, or of a checkpoint, goes on (from ``saved``), for messages."""
         start = "" if saved is None else f" from {saved.name}"
@@ -278,6 +281,7 @@ class Pretrain(Learning):
     """Pretrain a model on line images without transcriptions."""
 
     command: ClassVar[str] = "pretrain"
+    warmup_unit: ClassVar[Literal["steps", "samples"]] = "samples"
 
     batch_size: int = option(64, "-B", "--batch-size", minimum=1, help="Lines of a batch.")
     min_epochs: int = option(100, "--min-epochs", minimum=0, help="Epochs before early stopping may stop.")

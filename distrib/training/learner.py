@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import numpy as np
@@ -47,9 +47,6 @@ class Learner(pl.LightningModule):
     names are those of the parameters in checkpoints.
     """
 
-    warmup_unit: ClassVar[Literal["steps", "samples"]]
-    """What ``--warmup`` counts."""
-
     def __init__(
         self,
         model: RecognitionModel,
@@ -73,7 +70,7 @@ class Learner(pl.LightningModule):
         self.rates = LearningRates(
             options,
             base=base_rate(options, global_lines=options.global_batch_size or 0),
-            warmup_unit=self.warmup_unit,
+            warmup_unit=options.warmup_unit,
             interval=interval,
         )
         self.scores: dict[str, float] = {}
@@ -258,7 +255,7 @@ class Learner(pl.LightningModule):
         self.computing = None
 
     def on_validation_epoch_end(self) -> None:
-        """Sum what all processes have counted; log the loss and scores, named as kraken names them.
+        """Sum what all processes have counted.
 
         Raises RunError, at every process, where too many lines could not be read for them to mean something.
         """
@@ -268,9 +265,6 @@ class Learner(pl.LightningModule):
         self._refuse("validation", self.unusable.excess_of_validation(bad, lines), shared=True)
         self.end_validation(np.asarray(counts, dtype=np.float64))
         self.score = self.score_of(self.scores)
-        self.log("train_loss", self.mean_loss, rank_zero_only=True)
-        for name, value in self.scores.items():
-            self.log(name, value, rank_zero_only=True)
         # What follows puts the scores on record, and they must not be there twice.
         self.settled = False
         self._loss_sum, self._trained = 0.0, 0

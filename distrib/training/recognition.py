@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,6 @@ class RecognitionModule(Learner):
     averaged weights where the options ask for them, during validations.
     """
 
-    warmup_unit: ClassVar[Literal["steps", "samples"]] = "steps"
     options: Train
 
     def __init__(

@@ -221,7 +221,7 @@ def test_the_lowest_temperature_leaves_scores_apart() -> None:
 
 def test_the_warm_up_counts_samples() -> None:
     """32000 steps of 64 lines would be two million lines."""
-    assert PretrainingModule.warmup_unit == "samples"
+    assert Pretrain.warmup_unit == "samples"
 
 
 def measured(vectors: Tensor) -> tuple[float, float]:

@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -49,7 +48,6 @@ class PretrainingModule(Learner):
     Validation hides the same columns every time, and its negatives are of the line, whatever the options say.
     """
 
-    warmup_unit: ClassVar[Literal["steps", "samples"]] = "samples"
     options: Pretrain
 
     def __init__(
