@@ -19,6 +19,9 @@ pytestmark = pytest.mark.xdist_group("options of learning")
 
 Run = Callable[..., Path]
 
+WITHOUT_DROPOUT = "[1,16,0,1 Cr3,3,8 Mp2,2 S1(1x0)1,3 Lbx16]"
+"""Dropout differs with the number of processes."""
+
 
 @pytest.fixture(scope="module")
 def run(server: Server, lines_arrow: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
@@ -115,6 +118,57 @@ def test_a_rate_that_was_scaled_stays_when_a_run_goes_on_with_smaller_batches(
 def test_one_cycle_moves_the_momentum_of_the_optimizer(run: Run) -> None:
     (group,) = _last(run("--schedule", "1cycle")).groups
     assert group["betas"][0] != 0.9
+
+
+_BY_ELEMENT = ("Adam", "AdamW", "SGD", "RMSprop")
+_SCHEDULES = (
+    "step",
+    "exponential",
+    "cosine",
+    "cosine_warm_restarts",
+    "1cycle",
+    "reduceonplateau",
+    "constant",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "optimizers"),
+    [
+        ("ddp", (*_BY_ELEMENT, "Lamb")),
+        pytest.param("deepspeed_stage_2", _BY_ELEMENT, marks=pytest.mark.deepspeed),
+    ],
+)
+def test_two_processes_learn_as_one_with_each_optimizer_and_schedule(
+    server: Server, lines_arrow: Path, tmp_path: Path, strategy: str, optimizers: tuple[str, ...]
+) -> None:
+    """Rates, momentum, decay, clipping and scaling belong to the step, which is the same."""
+    for number, schedule in enumerate(_SCHEDULES):
+        words: list[object] = ["--optimizer", optimizers[number % len(optimizers)], "--schedule", schedule]
+        words += ["-w", 0.01, "-m", 0.8, "--gradient-clip-val", 0.5, "--warmup", 5, "--freq", 0.5]
+        words += ["--lrate-scaling", "sqrt", "-ss", 1, "--sched-patience", 0, "--cos-max", 1, "-r", 1e-3]
+        runs = []
+        for processes in (1, 2):
+            runs.append(tmp_path / f"{schedule}-{processes}")
+            steps = ["-B", 2, "--global-batch-size", 4, "-s", WITHOUT_DROPOUT, "--strategy", strategy]
+            # The lines that the rate is meant for are those of -B, which is the same.
+            server.run(*training(lines_arrow, runs[-1], *words, *steps, epochs=1), processes=processes)
+        assert _rates(runs[0]) == _rates(runs[1])
+        assert _losses(runs[0]) == pytest.approx(_losses(runs[1]), rel=1e-4), schedule
+        assert torch.allclose(_weights(runs[0]), _weights(runs[1]), atol=1e-4), schedule
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_annealing_and_early_stopping_end_together(
+    server: Server, lines_arrow: Path, tmp_path: Path, processes: int
+) -> None:
+    """No improvement counts: one validation to set the mark, one to wait, and one to cool with annealing."""
+    for quit_mode, validations in (("early", 2), ("aneal", 3)):
+        run = tmp_path / quit_mode
+        words = ["-q", quit_mode, "-N", -1, "--lag", 1, "--min-delta", 2]
+        server.run(*training(lines_arrow, run, *words, processes=processes), processes=processes)
+        assert len(rows(run / "metrics.jsonl")) == validations
 
 
 def test_everything_together_goes_on_bit_by_bit(server: Server, lines_arrow: Path, tmp_path: Path) -> None:
